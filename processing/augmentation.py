@@ -1,0 +1,189 @@
+"""Random variation of training clips: of the waveform, and of the log-mel spectrogram (SpecAugment).
+
+All randomness comes from the `numpy.random.Generator` that the caller passes, so a batch is a function of its clips
+and one seed. Defaults are our choice where no paper is named. Nothing here belongs in evaluation.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+import torch
+
+__all__ = ["SpecAugment", "WaveformAugmentation"]
+
+# What an analogue telephone line lets through (ITU-T G.712), Hz.
+TELEPHONE_BAND_HZ = (300.0, 3400.0)
+
+
+def _check_range(name: str, value: Sequence[float] | None, above: float = -math.inf) -> None:
+    if value is None:
+        return
+    if len(value) != 2 or not above < value[0] <= value[1] < math.inf:
+        bound = "finite" if above == -math.inf else f"above {above:g}"
+        raise ValueError(f"{name} must be None or (low, high) with low <= high, both {bound}, got {value}")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in 0 to 1, got {value}")
+
+
+@dataclass(frozen=True)
+class WaveformAugmentation:
+    """Varies speed, channel, noise and level of a waveform, in this order.
+
+    The band limit comes before the noise, so that the ratio of signal to noise in the result is the one drawn. The
+    result is not clipped: samples are floats and may exceed 1.
+
+    Args:
+        speed: Range of the factor by which the clip is played faster (Ko et al., "Audio Augmentation for Speech
+            Recognition", Interspeech 2015, use 0.9, 1.0 and 1.1). It is played like a tape, by resampling: the
+            duration is divided by the factor, the rate of words **and the pitch** are multiplied by it. Pitch carries
+            emotion, so weigh it there. None leaves the speed.
+        gain_db: Range of the gain in dB. None leaves the level.
+        noise_snr_db: Range of the ratio of signal to white Gaussian noise in dB, over the whole clip. None adds none.
+        noise_probability: Share of the clips that get noise.
+        band_limit_probability: Share of the clips that are limited to the telephone band, 300 to 3400 Hz.
+
+    Raises:
+        ValueError: If a range is not (low, high), a speed is not positive, or a probability is outside 0 to 1.
+
+    Example:
+        >>> augmentation = WaveformAugmentation(speed=(2.0, 2.0), gain_db=None, noise_probability=0.0)
+        >>> augmentation(np.ones(16000), 16000, np.random.default_rng(0)).shape
+        (8000,)
+    """
+
+    speed: Sequence[float] | None = (0.9, 1.1)
+    gain_db: Sequence[float] | None = (-6.0, 6.0)
+    noise_snr_db: Sequence[float] | None = (10.0, 40.0)
+    noise_probability: float = 0.5
+    band_limit_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        _check_range("speed", self.speed, above=0.0)
+        _check_range("gain_db", self.gain_db)
+        _check_range("noise_snr_db", self.noise_snr_db)
+        _check_share("noise_probability", self.noise_probability)
+        _check_share("band_limit_probability", self.band_limit_probability)
+
+    def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
+        """Varies one clip.
+
+        Args:
+            waveform: Samples `(num_samples,)`; not changed.
+            sampling_rate: Its rate in Hz.
+            generator: Source of all randomness.
+
+        Returns:
+            A new waveform, float32, of `num_samples / speed` samples, at least one.
+
+        Raises:
+            ValueError: If the waveform is empty or not one-dimensional.
+        """
+        waveform = np.array(waveform, dtype=np.float32)  # a copy
+        if waveform.ndim != 1 or waveform.size == 0:
+            raise ValueError(f"waveform must have shape (num_samples,) with at least one sample, got {waveform.shape}")
+        if self.speed is not None:
+            faster = soxr.resample(waveform, generator.uniform(*self.speed), 1.0)
+            waveform = faster if faster.size else waveform  # a few samples can leave nothing
+        if generator.random() < self.band_limit_probability:
+            waveform = _band_limit(waveform, sampling_rate)
+        if self.noise_snr_db is not None and generator.random() < self.noise_probability:
+            signal_rms = np.sqrt(np.mean(waveform**2))
+            noise_rms = signal_rms * 10 ** (-generator.uniform(*self.noise_snr_db) / 20)
+            waveform = waveform + noise_rms * generator.standard_normal(waveform.size, dtype=np.float32)
+        if self.gain_db is not None:
+            waveform = waveform * 10 ** (generator.uniform(*self.gain_db) / 20)
+        return waveform.astype(np.float32, copy=False)
+
+
+def _band_limit(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Removes what a telephone does not carry, from the spectrum of the whole clip."""
+    spectrum = np.fft.rfft(waveform)
+    frequencies = np.fft.rfftfreq(waveform.size, 1 / sampling_rate)  # Hz
+    low, high = TELEPHONE_BAND_HZ
+    spectrum[(frequencies < low) | (frequencies > high)] = 0
+    return np.fft.irfft(spectrum, waveform.size)
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Hides bands of time and of frequency in a normalised log-mel spectrogram.
+
+    Park et al., "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition", Interspeech 2019,
+    section 2, without time warping; the defaults are its policy SM (Table 1; 80 mel bins, 10 ms frames). A band of
+    time is t frames wide, t uniform in 0 to T, and begins anywhere where it fits into the clip; likewise in frequency.
+    Hidden values become 0, the mean of the clip after its normalisation.
+
+    Args:
+        num_time_masks: Bands of time in a clip.
+        max_time_frames: T, in frames.
+        num_frequency_masks: Bands of frequency in a clip.
+        max_frequency_bins: The widest band of frequency, in mel bins.
+        max_time_fraction: No band of time is wider than this share of the real frames, so that short clips survive.
+
+    Raises:
+        ValueError: If a number is negative or `max_time_fraction` is outside 0 to 1.
+    """
+
+    num_time_masks: int = 2
+    max_time_frames: int = 70
+    num_frequency_masks: int = 2
+    max_frequency_bins: int = 15
+    max_time_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        for name in ("num_time_masks", "max_time_frames", "num_frequency_masks", "max_frequency_bins"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
+        _check_share("max_time_fraction", self.max_time_fraction)
+
+    def __call__(
+        self, log_mel: torch.Tensor, num_frames: torch.Tensor | Sequence[int], generator: np.random.Generator
+    ) -> torch.Tensor:
+        """Masks a batch, every clip by its own draw.
+
+        Args:
+            log_mel: Normalised spectrograms `(B, F, M)` on any device; not changed.
+            num_frames: Real frames of each clip, `(B,)`. The frames after them are returned as they came.
+            generator: Source of all randomness.
+
+        Returns:
+            A masked copy `(B, F, M)`.
+
+        Raises:
+            ValueError: If the shapes do not fit, or a band of frequency could hide all mel bins.
+        """
+        lengths = torch.as_tensor(num_frames).cpu().numpy()  # (B,)
+        if log_mel.ndim != 3 or lengths.shape != log_mel.shape[:1]:
+            raise ValueError(f"log_mel must be (B, F, M) and num_frames (B,), got {log_mel.shape} and {lengths.shape}")
+        frames, bins = log_mel.shape[1:]
+        if lengths.size and not 0 <= lengths.min() <= lengths.max() <= frames:
+            raise ValueError(f"num_frames must lie in 0 to {frames}, got {lengths.min()} to {lengths.max()}")
+        if self.num_frequency_masks and self.max_frequency_bins >= bins:
+            raise ValueError(f"max_frequency_bins ({self.max_frequency_bins}) must be less than the {bins} mel bins")
+        widest = np.minimum(self.max_time_frames, (self.max_time_fraction * lengths).astype(int))
+        time = _bands(widest, lengths, frames, self.num_time_masks, generator)  # (B, F)
+        widest = np.full_like(lengths, self.max_frequency_bins)
+        frequency = _bands(widest, np.full_like(lengths, bins), bins, self.num_frequency_masks, generator)  # (B, M)
+        real = np.arange(frames) < lengths[:, None]  # (B, F)
+        hidden = (time[:, :, None] | frequency[:, None, :]) & real[:, :, None]  # (B, F, M)
+        return log_mel.masked_fill(torch.from_numpy(hidden).to(log_mel.device), 0.0)
+
+
+def _bands(
+    widest: np.ndarray, lengths: np.ndarray, size: int, num_bands: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Union of random bands for each clip, (B, size) bool; `widest` (B,) and `lengths` (B,) bound width and end."""
+    widths = generator.integers(0, widest[:, None], size=(len(lengths), num_bands), endpoint=True)
+    starts = generator.integers(0, lengths[:, None] - widths, endpoint=True)  # (B, num_bands)
+    places = np.arange(size)
+    inside = (places >= starts[..., None]) & (places < (starts + widths)[..., None])  # (B, num_bands, size)
+    return inside.any(axis=1)
