@@ -1,0 +1,148 @@
+"""Contrastive audio-language pretraining.
+
+    accelerate launch examples/pretrain.py                                     # the demo: no data, no network needed
+    accelerate launch examples/pretrain.py --config examples/configs/pretrain_commands.yaml --dataset FOLDER
+
+Stage `align` trains SpecTran against the word embeddings of a language model that never runs; stage `fuse` goes on
+with `--model ALIGNED_RUN` and trains SpecTran and the language model on all four objectives.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+from demo_corpus import build_demo_corpus, demo_language_model
+from modeling_calm import CalmAudioConfig, CalmForPreTraining
+from processing import (
+    CalmFeatureExtractor,
+    CalmProcessor,
+    DataCollatorForCalmPreTraining,
+    SpecAugment,
+    WaveformAugmentation,
+)
+from processing.retrieval import audio_text_retrieval
+from speech_data import DataArguments, read_split
+from training import CalmTrainer, CalmTrainingArguments, parse_arguments, start_run, write_results
+from transformers import AutoProcessor, AutoTokenizer, set_seed
+
+CONFIGS = Path(__file__).parent / "configs"
+STAGES = {
+    "align": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 0.0, "masked_acoustic": 0.0},
+    "fuse": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 1.0, "masked_acoustic": 1.0},
+}
+
+
+@dataclass
+class PretrainingArguments:
+    """What is trained, and on which objectives."""
+
+    stage: str = field(default="align", metadata={"help": "align or fuse.", "choices": sorted(STAGES)})
+    model: str | None = field(default=None, metadata={"help": "CALM checkpoint to go on with."})
+    text_model: str = field(default="demo", metadata={"help": "Language model to start from; 'demo' is MiniLM."})
+    audio_config: str = field(default="small", metadata={"help": "tiny, small, base, or a YAML file of SpecTran."})
+    train_word_embeddings: bool = field(default=False, metadata={"help": "Ablation: do not freeze them in fuse."})
+    augment: bool = field(default=True, metadata={"help": "Speed, level, noise, band limits and SpecAugment."})
+    audio_text_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
+    audio_audio_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
+    masked_language_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
+    masked_acoustic_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
+
+
+def build(arguments: PretrainingArguments) -> tuple[CalmForPreTraining, CalmProcessor]:
+    """The model with the stage's weights and frozen parts, and its processor."""
+    weights = {f"{name}_loss_weight": weight for name, weight in STAGES[arguments.stage].items()}
+    weights |= {name: getattr(arguments, name) for name in weights if getattr(arguments, name) is not None}
+    if arguments.model is not None:
+        model = CalmForPreTraining.from_pretrained(arguments.model, **weights)
+        processor = AutoProcessor.from_pretrained(arguments.model)
+    else:
+        file = CONFIGS / f"{arguments.audio_config}.yaml"
+        settings = yaml.safe_load((file if file.exists() else Path(arguments.audio_config)).read_text())
+        audio_config = CalmAudioConfig(**settings)
+        text_model = demo_language_model() if arguments.text_model == "demo" else arguments.text_model
+        model = CalmForPreTraining.from_text_pretrained(text_model, audio_config=audio_config, **weights)
+        extractor = CalmFeatureExtractor.from_audio_config(audio_config)
+        processor = CalmProcessor(extractor, AutoTokenizer.from_pretrained(text_model))
+    freeze(model, arguments)
+    return model, processor
+
+
+def freeze(model: CalmForPreTraining, arguments: PretrainingArguments) -> None:
+    """Leave out of training whatever the stage or a weight of 0 does not use."""
+    config = model.config
+    fused = bool(config.masked_language_loss_weight or config.masked_acoustic_loss_weight)
+    model.calm.text_model.requires_grad_(fused)
+    model.lm_head.requires_grad_(bool(config.masked_language_loss_weight))
+    model.acoustic_head.requires_grad_(bool(config.masked_acoustic_loss_weight))
+    model.calm.audio_model.mask_embedding.requires_grad_(bool(config.masked_acoustic_loss_weight))
+    model.get_input_embeddings().requires_grad_(fused and arguments.train_word_embeddings)
+
+
+def retrieval(tokenizer, prediction) -> dict[str, float]:
+    """Retrieval over the validation split; the ids of the transcripts stand where Trainer expects labels."""
+    audio, text = prediction.predictions
+    ids = np.where(prediction.label_ids < 0, tokenizer.pad_token_id, prediction.label_ids)
+    return audio_text_retrieval(audio, text, tokenizer.batch_decode(ids, skip_special_tokens=True))
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments, data, training = parse_arguments(
+        PretrainingArguments, DataArguments, CalmTrainingArguments, arguments=argv, defaults=demo_defaults(argv)
+    )
+    logging.basicConfig(level=logging.INFO if training.should_log else logging.WARNING)
+    # The ids of the transcripts stand in for labels: `compute_metrics` tells equal transcripts by them.
+    training.label_names, training.remove_unused_columns = ["input_ids"], False
+    training.dataloader_drop_last = True
+    checkpoint = start_run(training, arguments, data)
+    set_seed(training.seed)
+    if data.dataset == "demo":
+        with training.main_process_first(desc="the demo corpus"):
+            data.dataset = str(build_demo_corpus(Path("runs/demo/corpus")))
+    model, processor = build(arguments)
+    rate = processor.feature_extractor.sampling_rate
+    with training.main_process_first(desc="reading the audio"):
+        train = read_split(data, data.train_split, rate)
+        validation = read_split(data, data.validation_split, rate)
+
+    collator = DataCollatorForCalmPreTraining(
+        processor,
+        waveform_augmentation=WaveformAugmentation() if arguments.augment else None,
+        spec_augment=SpecAugment() if arguments.augment else None,
+        mlm_probability=0.15 if model.config.masked_language_loss_weight else 0.0,
+        mask_time_prob=0.15 if model.config.masked_acoustic_loss_weight else 0.0,
+    )
+    trainer = CalmTrainer(
+        model=model,
+        args=training,
+        data_collator=collator,
+        eval_collator=DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=processor,
+        compute_metrics=partial(retrieval, processor.tokenizer),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    if training.should_save:
+        write_results(training.output_dir, {"validation": metrics})
+    return metrics
+
+
+def demo_defaults(argv: list[str] | None) -> dict:
+    """Without any argument the demo configuration runs."""
+    return {
+        "output_dir": "runs/pretrain", "num_train_epochs": 20, "per_device_train_batch_size": 64,
+        "per_device_eval_batch_size": 64, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+        "weight_decay": 0.01, "max_grad_norm": 1.0, "logging_steps": 10, "eval_strategy": "epoch",
+        "save_strategy": "epoch", "save_total_limit": 1, "load_best_model_at_end": True,
+        "metric_for_best_model": "audio_to_text_map@10",
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

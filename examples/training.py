@@ -1,0 +1,144 @@
+"""What pretraining and fine-tuning share: options from YAML and the command line, the run folder, the Trainer."""
+
+import json
+import math
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainingArguments
+
+LOSS_TERMS = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
+
+
+@dataclass
+class CalmTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the rates of the model's parts; `learning_rate` is SpecTran's."""
+
+    text_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the language model."})
+    head_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the heads."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better result before training stops."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in `output_dir`."})
+
+
+def parse_arguments(*types: type, arguments: list[str] | None = None, defaults: dict | None = None) -> tuple:
+    """Options from `--config file.yaml` and the command line, which wins.
+
+    Raises:
+        ValueError: for a key of the YAML file that no option has.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = HfArgumentParser(types)
+    parser.add_argument("--config", help="YAML file of options; the command line wins.")
+    parser.set_defaults(**(defaults or {}))
+    config, _ = parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
+    if config.config is not None:
+        values = yaml.safe_load(Path(config.config).read_text()) or {}
+        known = {entry.name for kind in types for entry in fields(kind) if entry.init}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"'{config.config}' sets {unknown}, which no option is called.")
+        parser.set_defaults(**values)
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[: len(types)]
+
+
+def start_run(training: CalmTrainingArguments, *options) -> str | None:
+    """Refuse a folder that holds another run, write `config.yaml`, and find the checkpoint to resume from.
+
+    Raises:
+        ValueError: if `output_dir` already holds a run and `--resume` is not given.
+    """
+    folder = Path(training.output_dir)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if (folder / "config.yaml").exists() and not training.resume:
+        raise ValueError(
+            f"'{folder}' already holds a run. Choose another `--output_dir`, go on with it by `--resume`, or remove it."
+        )
+    if training.should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {}
+        for option in options:
+            settings.update(asdict(option))
+        default = type(training)(output_dir=training.output_dir)
+        for entry in fields(training):
+            value = getattr(training, entry.name)
+            if entry.init and value != getattr(default, entry.name) and isinstance(value, (bool, int, float, str)):
+                settings[entry.name] = getattr(value, "value", value)
+        settings["output_dir"] = training.output_dir
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
+    return str(checkpoints[-1]) if training.resume and checkpoints else None
+
+
+def write_results(folder: str | Path, results: dict) -> None:
+    """Write `results.json`."""
+    (Path(folder) / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+class CalmTrainer(Trainer):
+    """`Trainer` with a learning rate a part, the loss terms by name, and every validation clip scored."""
+
+    def __init__(self, *args, eval_collator, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eval_collator = eval_collator
+        self._terms = defaultdict(list)
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model))
+            groups = defaultdict(list)
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    groups[self._rate(name), name in decayed].append(parameter)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = kind(
+                [
+                    {"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay if decay else 0.0}
+                    for (rate, decay), parameters in groups.items()
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def _rate(self, name: str) -> float:
+        if ".text_model." in name:
+            return self.args.text_learning_rate
+        in_spectran = "audio_model." in name or "audio_projection." in name or name.endswith("logit_scale")
+        return self.args.learning_rate if in_spectran else self.args.head_learning_rate
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        # The library would drop the last rows here too where training drops them, and draw the training's masks.
+        training = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = training
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            for name in LOSS_TERMS:
+                if outputs.get(name) is not None:
+                    self._terms[name].append(outputs[name].detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for name, values in self._terms.items():
+                mean = torch.stack(values).mean()
+                logs[name] = round(self.accelerator.gather(mean.reshape(1)).mean().item(), 4)
+            if "audio_text_loss" in self._terms:
+                # A model that knows nothing has this loss: the contrast among a batch of equal candidates.
+                logs["chance_loss"] = round(
+                    math.log(self.args.per_device_train_batch_size * self.accelerator.num_processes), 4
+                )
+            self._terms.clear()
+        super().log(logs, start_time)

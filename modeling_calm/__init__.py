@@ -1,0 +1,44 @@
+"""CALM: contrastive aligned audio-language representations. Importing registers the classes with the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
+
+from processing import CalmFeatureExtractor, CalmProcessor
+
+from .configuration_calm import CalmAudioConfig, CalmConfig
+from .modeling_calm import CalmAudioModel, CalmForPreTraining, CalmForSequenceClassification, CalmModel
+
+AutoConfig.register("calm_audio_model", CalmAudioConfig, exist_ok=True)
+AutoConfig.register("calm", CalmConfig, exist_ok=True)
+AutoModel.register(CalmAudioConfig, CalmAudioModel, exist_ok=True)
+AutoModel.register(CalmConfig, CalmModel, exist_ok=True)
+AutoModelForPreTraining.register(CalmConfig, CalmForPreTraining, exist_ok=True)
+AutoModelForSequenceClassification.register(CalmConfig, CalmForSequenceClassification, exist_ok=True)
+AutoModelForAudioClassification.register(CalmConfig, CalmForSequenceClassification, exist_ok=True)
+AutoFeatureExtractor.register(CalmAudioConfig, CalmFeatureExtractor, exist_ok=True)
+AutoFeatureExtractor.register(CalmConfig, CalmFeatureExtractor, exist_ok=True)
+AutoProcessor.register(CalmConfig, CalmProcessor, exist_ok=True)
+
+# Saving a registered class copies its source beside the weights, which is what `trust_remote_code=True` loads.
+CalmAudioConfig.register_for_auto_class()
+CalmConfig.register_for_auto_class()
+CalmAudioModel.register_for_auto_class("AutoModel")
+CalmModel.register_for_auto_class("AutoModel")
+CalmForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+CalmForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = [
+    "CalmAudioConfig",
+    "CalmAudioModel",
+    "CalmConfig",
+    "CalmForPreTraining",
+    "CalmForSequenceClassification",
+    "CalmModel",
+]

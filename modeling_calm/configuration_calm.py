@@ -1,0 +1,280 @@
+"""Configurations of CALM: `CalmAudioConfig` for SpecTran alone, `CalmConfig` for SpecTran and a language model.
+
+The numbers here are our own choice wherever the paper (arXiv 2202.03587) is silent, which is everywhere but the
+structure: linearised spectrogram patches, a Spectral Transformer, a pretrained language model.
+"""
+
+import difflib
+from dataclasses import fields
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+# Raised when a field changes its meaning, so that an older package refuses a newer checkpoint instead of misreading it.
+CONFIG_VERSION = 1
+
+# What `PreTrainedConfig` itself takes or writes besides its declared fields.
+LIBRARY_KEYWORDS = {
+    "attn_implementation", "auto_map", "model_type", "name_or_path", "num_labels", "output_attentions", "torch_dtype",
+    "_attn_implementation", "_commit_hash", "_name_or_path",
+}  # fmt: skip
+
+
+def check_keywords(config: PreTrainedConfig, keywords: dict) -> None:
+    """Refuse a keyword that no field takes: the library would store a typo silently and train with the default.
+
+    Raises:
+        ValueError: names the unknown keyword and the nearest valid one.
+    """
+    known = {field.name for field in fields(config)} | LIBRARY_KEYWORDS
+    for keyword in keywords:
+        if keyword not in known:
+            nearest = difflib.get_close_matches(keyword, known, n=1)
+            hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+            raise ValueError(f"`{type(config).__name__}` has no setting `{keyword}`.{hint}")
+
+
+def check_version(config: PreTrainedConfig) -> None:
+    """Refuse a configuration written by a newer package.
+
+    Raises:
+        ValueError: if `config_version` is above the version this package knows.
+    """
+    if config.config_version > CONFIG_VERSION:
+        raise ValueError(
+            f"This configuration has version {config.config_version}, and the installed CALM package knows versions up"
+            f" to {CONFIG_VERSION}. Upgrade the package."
+        )
+
+
+@strict
+class CalmAudioConfig(PreTrainedConfig):
+    r"""Configuration of SpecTran ([`CalmAudioModel`]) and of the patch geometry that the feature extractor must share.
+
+    Args:
+        sampling_rate (`int`, *optional*, defaults to 16000):
+            Samples per second of the waveform (Hz).
+        hop_length (`int`, *optional*, defaults to 160):
+            Samples between two spectrogram frames; 160 at 16 kHz is 10 ms.
+        num_mel_bins (`int`, *optional*, defaults to 80):
+            Mel bins in a frame, `M`.
+        patch_frames (`int`, *optional*, defaults to 4):
+            Frames in a patch (a sub-token): 40 ms.
+        patch_bins (`int`, *optional*, defaults to 80):
+            Mel bins in a patch. Divides `num_mel_bins`.
+        token_frames (`int`, *optional*, defaults to 24):
+            Frames in an acoustic token: 0.24 s, about four tokens a second. A multiple of `patch_frames`.
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of SpecTran.
+        num_hidden_layers (`int`, *optional*, defaults to 8):
+            Layers inside each window of sub-tokens.
+        num_context_layers (`int`, *optional*, defaults to 4):
+            Layers across the acoustic tokens of a clip; 0 leaves each token without context.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Heads of every layer and of the attentive pooling. Divides `hidden_size`.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Width of the feed-forward part.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the feed-forward part.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout of the embeddings and of each residual branch.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout of the attention probabilities.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of the layer normalisations.
+        rope_theta (`float`, *optional*, defaults to 10000.0):
+            Base of the rotary positions of the context layers.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights.
+        config_version (`int`, *optional*):
+            Version of the configuration format.
+
+    Example:
+
+    ```python
+    >>> from modeling_calm import CalmAudioConfig
+
+    >>> config = CalmAudioConfig(patch_frames=4, patch_bins=40, token_frames=32)
+    >>> config.patch_dim, config.patches_per_token, config.seconds_per_token
+    (160, 16, 0.32)
+
+    ```
+    """
+
+    model_type = "calm_audio_model"
+    base_config_key = "audio_config"
+
+    sampling_rate: int = 16000
+    hop_length: int = 160
+    num_mel_bins: int = 80
+    patch_frames: int = 4
+    patch_bins: int = 80
+    token_frames: int = 24
+    hidden_size: int = 768
+    num_hidden_layers: int = 8
+    num_context_layers: int = 4
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    rope_theta: float | int = 10000.0
+    initializer_range: float = 0.02
+    config_version: int = CONFIG_VERSION
+
+    def __post_init__(self, **kwargs):
+        check_keywords(self, kwargs)
+        check_version(self)
+        super().__post_init__(**kwargs)
+        self.auto_map = {
+            **(getattr(self, "auto_map", None) or {}),
+            "AutoConfig": "configuration_calm.CalmAudioConfig",
+            "AutoModel": "modeling_calm.CalmAudioModel",
+        }
+
+    def validate_geometry(self):
+        """Patches tile the mel bins, tokens tile the patches, heads tile the width."""
+        for whole, part in (
+            ("num_mel_bins", "patch_bins"),
+            ("token_frames", "patch_frames"),
+            ("hidden_size", "num_attention_heads"),
+        ):
+            if min(getattr(self, whole), getattr(self, part)) < 1 or getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"`{whole}` ({getattr(self, whole)}) must be a positive multiple of `{part}`"
+                    f" ({getattr(self, part)})."
+                )
+        if self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"Rotary positions turn pairs of channels, so `hidden_size // num_attention_heads` must be even; it is"
+                f" {self.hidden_size // self.num_attention_heads}."
+            )
+        if self.num_hidden_layers < 0 or self.num_context_layers < 0:
+            raise ValueError("`num_hidden_layers` and `num_context_layers` cannot be negative.")
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in a patch, `D`."""
+        return self.patch_frames * self.patch_bins
+
+    @property
+    def patches_per_token(self) -> int:
+        """Patches in the window of an acoustic token, `S`."""
+        return (self.token_frames // self.patch_frames) * (self.num_mel_bins // self.patch_bins)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Duration of the window of an acoustic token in seconds."""
+        return self.token_frames * self.hop_length / self.sampling_rate
+
+
+@strict
+class CalmConfig(PreTrainedConfig):
+    r"""Configuration of the whole model: SpecTran, the language model, the pretraining objectives and the classifier.
+
+    Args:
+        audio_config (`CalmAudioConfig` or `dict`, *optional*):
+            SpecTran.
+        text_config (`PreTrainedConfig` or `dict`, *optional*):
+            The language model: any encoder of transformers whose forward takes `inputs_embeds`. Defaults to BERT.
+        audio_text_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the contrast between pooled acoustic tokens and the text target. 0 leaves a term uncomputed.
+        audio_audio_loss_weight (`float`, *optional*, defaults to 0.1):
+            Weight of the contrast between neighbouring windows.
+        masked_language_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of masked language modelling with the audio in view.
+        masked_acoustic_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the contrastive prediction of masked acoustic tokens.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
+            Initial logarithm of the contrastive scale; 2.6592 is ln(1 / 0.07).
+        contrastive_chunk_size (`int`, *optional*):
+            Clips whose activations are held at once while the contrastive terms are computed; the rest is recomputed
+            in the backward pass. `None` holds the whole batch.
+        special_token_ids (`list[int]`, *optional*):
+            Ids that the text target leaves out ([CLS], [SEP], ...). `from_text_pretrained` fills it.
+        classifier_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout before the classifier.
+        class_weights (`list[float]`, *optional*):
+            Weight of each class in the single-label and multi-label losses, for unbalanced labels.
+        regression_loss (`str`, *optional*, defaults to `"mse"`):
+            `"mse"`, or `"ccc"` for one minus the concordance correlation coefficient.
+        tie_word_embeddings (`bool`, *optional*, defaults to `True`):
+            Whether the masked-language head shares the word embeddings.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights of the heads.
+        config_version (`int`, *optional*):
+            Version of the configuration format.
+
+    Example:
+
+    ```python
+    >>> from modeling_calm import CalmConfig
+
+    >>> config = CalmConfig(text_config={"model_type": "distilbert"}, audio_config={"hidden_size": 384})
+    >>> config.text_config.model_type, config.audio_config.hidden_size
+    ('distilbert', 384)
+
+    ```
+    """
+
+    model_type = "calm"
+    keys_to_ignore_at_inference = [
+        "audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss", "logits_per_audio",
+        "logits_per_text", "hidden_states", "attentions",
+    ]  # fmt: skip
+    sub_configs_defaults = {
+        "audio_config": CalmAudioConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+    }
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    audio_text_loss_weight: float | int = 1.0
+    audio_audio_loss_weight: float | int = 0.1
+    masked_language_loss_weight: float | int = 1.0
+    masked_acoustic_loss_weight: float | int = 1.0
+    logit_scale_init_value: float | int = 2.6592
+    contrastive_chunk_size: int | None = None
+    special_token_ids: list[int] | None = None
+    classifier_dropout: float | int = 0.1
+    class_weights: list[float] | None = None
+    regression_loss: Literal["mse", "ccc"] = "mse"
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    config_version: int = CONFIG_VERSION
+
+    def __post_init__(self, **kwargs):
+        check_keywords(self, kwargs)
+        check_version(self)
+        super().__post_init__(**kwargs)
+        self.auto_map = {
+            **(getattr(self, "auto_map", None) or {}),
+            "AutoConfig": "configuration_calm.CalmConfig",
+            "AutoModel": "modeling_calm.CalmModel",
+            "AutoModelForPreTraining": "modeling_calm.CalmForPreTraining",
+            "AutoModelForSequenceClassification": "modeling_calm.CalmForSequenceClassification",
+            "AutoModelForAudioClassification": "modeling_calm.CalmForSequenceClassification",
+        }
+
+    def validate_objectives(self):
+        """Weights are not negative, a chunk holds at least one clip, class weights match the labels."""
+        for name in ("audio_text", "audio_audio", "masked_language", "masked_acoustic"):
+            if getattr(self, f"{name}_loss_weight") < 0:
+                raise ValueError(f"`{name}_loss_weight` cannot be negative.")
+        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
+            raise ValueError("`contrastive_chunk_size` must be at least 1, or None for the whole batch at once.")
+        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
+            raise ValueError(
+                f"`class_weights` has {len(self.class_weights)} entries for {self.num_labels} labels; give one each."
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model, `H`, which is the width of the multimodal output."""
+        return self.text_config.hidden_size
+
+
+__all__ = ["CalmAudioConfig", "CalmConfig"]

@@ -1,0 +1,187 @@
+"""The loss terms of CALM, exact over any number of ranks.
+
+Every term is a sum over items divided by the number of items on all ranks. A rank sums its own items against the keys
+of all ranks and multiplies by the number of ranks; data-parallel training averages the ranks' gradients, which gives
+the gradient of one process that holds the whole batch.
+
+Dimensions: N queries, K keys, E width of the embeddings.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.utils.checkpoint import checkpoint
+
+
+def num_ranks() -> int:
+    """Processes that train together; 1 outside distributed training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenate equally shaped rows of all ranks; the gradient of a rank's rows is summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """(N, ...) of every rank, N free to differ, as (sum of N, ...) in the order of the ranks, with gradient."""
+    if num_ranks() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(num_ranks())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    counts = torch.cat(counts).tolist()
+    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+    blocks = _GatherRows.apply(torch.cat([rows, padding])).split(max(counts))
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+def gather_ids(ids: torch.Tensor) -> torch.Tensor:
+    """(N, L) token ids of every rank, padded with -1 to one length, as (sum of N, longest L)."""
+    if num_ranks() == 1:
+        return ids
+    longest = torch.tensor(ids.shape[1], device=ids.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    return gather_rows(nn.functional.pad(ids, (0, int(longest) - ids.shape[1]), value=-1))
+
+
+def mean_over_ranks(total: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+    """This rank's share of a mean over the items of all ranks; zero, and still in the graph, without any item."""
+    count = torch.as_tensor(count, device=total.device, dtype=torch.float32).clone()
+    if num_ranks() > 1:
+        dist.all_reduce(count)
+    return total * num_ranks() / count.clamp(min=1)
+
+
+def contrast(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    query_groups: torch.Tensor,
+    key_groups: torch.Tensor,
+    scale: torch.Tensor,
+    tile_size: int | None = None,
+) -> torch.Tensor:
+    """Sum over the queries of InfoNCE with several positives.
+
+    For query i with positives P(i), the keys of its group, the term is the mean over P(i) of
+    `-log softmax_k(scale * <q_i, k>)`: van den Oord et al. 2018, eq. 4, averaged over the positives as in Khosla et
+    al. 2020, eq. 2.
+
+    Args:
+        queries: (N, E), L2-normalised.
+        keys: (K, E), L2-normalised.
+        query_groups: (N,) long; a query's positives are the keys of its group.
+        key_groups: (K,) long.
+        scale: scalar, the inverse temperature.
+        tile_size: rows of the N x K matrix held at once; the rest is recomputed in the backward pass.
+
+    Returns:
+        Scalar sum; divide by the number of queries.
+    """
+
+    def tile(queries: torch.Tensor, query_groups: torch.Tensor) -> torch.Tensor:
+        log_probabilities = (scale * queries @ keys.T).float().log_softmax(-1)  # (n, K)
+        positives = query_groups[:, None] == key_groups
+        return -((log_probabilities * positives).sum(-1) / positives.sum(-1)).sum()
+
+    if tile_size is None or len(queries) <= tile_size:
+        return tile(queries, query_groups)
+    tiles = zip(queries.split(tile_size), query_groups.split(tile_size), strict=True)
+    return torch.stack([checkpoint(tile, *rows, use_reentrant=False) for rows in tiles]).sum()
+
+
+def audio_text_loss(
+    audio: torch.Tensor, text: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor, tile_size: int | None, gather: bool
+) -> torch.Tensor:
+    """Contrast between clips and transcripts, the mean of both directions; equal transcripts are positives.
+
+    Args:
+        audio, text: (N, E), L2-normalised; row i of both belongs to one clip.
+        ids: (N, L) unmasked token ids, which tell which transcripts are equal.
+        scale: scalar, the inverse temperature.
+        tile_size: see `contrast`.
+        gather: whether the keys of all ranks are used.
+    """
+    rank, keys_audio, keys_text, all_ids = 0, audio, text, ids
+    if gather and num_ranks() > 1:
+        counts = gather_rows(torch.tensor([[len(ids)]], device=ids.device))
+        rank = int(counts[: dist.get_rank()].sum())
+        keys_audio, keys_text, all_ids = gather_rows(audio), gather_rows(text), gather_ids(ids)
+    groups = torch.unique(all_ids, dim=0, return_inverse=True)[1] if len(all_ids) else all_ids.new_zeros(0)
+    own = groups[rank : rank + len(ids)]
+    total = contrast(audio, keys_text, own, groups, scale, tile_size) / 2
+    total = total + contrast(text, keys_audio, own, groups, scale, tile_size) / 2
+    return mean_over_ranks(total, len(ids)) if gather else total / max(len(ids), 1)
+
+
+def pair_loss(
+    queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, tile_size: int | None, gather: bool
+) -> torch.Tensor:
+    """InfoNCE in which key i is the only positive of query i, among the keys of all ranks when `gather`.
+
+    Args:
+        queries, keys: (N, E), not yet normalised.
+        scale: scalar, the inverse temperature.
+        tile_size: see `contrast`.
+        gather: whether the keys of all ranks are used.
+    """
+    queries, keys = nn.functional.normalize(queries, dim=-1), nn.functional.normalize(keys, dim=-1)
+    first = 0
+    if gather and num_ranks() > 1:
+        counts = gather_rows(torch.tensor([[len(keys)]], device=keys.device))
+        first = int(counts[: dist.get_rank()].sum())
+        keys = gather_rows(keys)
+    own = torch.arange(first, first + len(queries), device=queries.device)
+    total = contrast(queries, keys, own, torch.arange(len(keys), device=keys.device), scale, tile_size)
+    return mean_over_ranks(total, len(queries)) if gather else total / max(len(queries), 1)
+
+
+def concordance_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """One minus the concordance correlation coefficient (Lin 1989), the mean over the targets.
+
+    Args:
+        predictions, targets: (N, K).
+    """
+    predictions, targets = predictions.float(), targets.float()
+    mean_p, mean_t = predictions.mean(0), targets.mean(0)
+    covariance = ((predictions - mean_p) * (targets - mean_t)).mean(0)
+    spread = predictions.var(0, correction=0) + targets.var(0, correction=0) + (mean_p - mean_t).square()
+    return (1 - 2 * covariance / spread.clamp(min=1e-8)).mean()
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config) -> torch.Tensor:
+    """The loss of `config.problem_type`, which is guessed from the labels as transformers does where it is unset.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) classes, or (B, K) multi-label or regression targets.
+
+    Raises:
+        ValueError: for a class outside [0, K), or labels whose shape does not fit the problem.
+    """
+    problem = config.problem_type
+    if problem is None:
+        integers = not labels.is_floating_point()
+        problem = "regression" if config.num_labels == 1 else "single_label" if integers else "multi_label"
+    weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
+    if problem.startswith("single_label"):
+        if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < config.num_labels):
+            raise ValueError(f"Labels must lie in [0, {config.num_labels}); these reach {labels.tolist()}.")
+        return cross_entropy(logits.float(), labels.view(-1).long(), weight=weights)
+    targets = labels.view(len(logits), -1).to(logits.dtype)
+    if targets.shape != logits.shape:
+        raise ValueError(f"Labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}.")
+    if problem.startswith("multi_label"):
+        return binary_cross_entropy_with_logits(logits, targets, weight=weights)
+    return concordance_loss(logits, targets) if config.regression_loss == "ccc" else mse_loss(logits, targets)

@@ -1,0 +1,896 @@
+"""CALM: spectrogram patches to acoustic tokens in a language model's embedding space, and on through that model.
+
+Method: Sachidananda et al., "CALM: Contrastive Aligned Audio-Language Multirate and Multimodal Representations", arXiv
+2202.03587. Everything finer than the abstract is our own choice.
+
+Dimensions: B clips, P patches, D values in a patch, S patches in an acoustic token, T acoustic tokens, L lexical
+tokens, N = L + T, H width of the language model, E width of its word embeddings, W real windows in a batch.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_calm import CalmAudioConfig, CalmConfig
+from .loss_calm import audio_text_loss, classification_loss, mean_over_ranks, num_ranks, pair_loss
+
+MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of (B, N, H) over the places where the (B, N) mask is set; zero for a row without any."""
+    mask = mask.to(values.dtype).unsqueeze(-1)
+    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+@dataclass
+class CalmAudioModelOutput(BaseModelOutputWithPooling):
+    """Output of [`CalmAudioModel`].
+
+    Args:
+        last_hidden_state: (B, T, hidden), zero where no token is real.
+        pooler_output: (B, hidden), the mean over real tokens.
+        acoustic_tokens_mask: (B, T) bool, true for a token whose window holds real audio.
+        hidden_states: `num_hidden_layers + 1` of (W, S, hidden), with `output_hidden_states=True`; windows in
+            row-major order of `acoustic_tokens_mask`.
+        attentions: one of (W, heads, S, S) a layer inside the windows, with `output_attentions=True`.
+        context_attentions: one of (B, heads, T, T) a context layer, with `output_context_attentions=True`.
+    """
+
+    acoustic_tokens_mask: torch.BoolTensor | None = None
+    context_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class CalmModelOutput(BaseModelOutputWithPooling):
+    """Output of [`CalmModel`].
+
+    Args:
+        last_hidden_state: (B, L + T, H), lexical then acoustic places as given, zero where masked.
+        pooler_output: (B, H), the mean over real places.
+        acoustic_tokens: (B, T, E), relative to the mean of the vocabulary.
+        acoustic_tokens_mask: (B, T) bool.
+        audio_embeds: (B, E), L2-normalised mean of the acoustic tokens; zero for a row without audio.
+        text_embeds: (B, E), L2-normalised mean of the centred word embeddings; zero for a row without text.
+        hidden_states, attentions: the language model's own, over the compacted sequence: real lexical, real
+            acoustic, padding.
+    """
+
+    acoustic_tokens: torch.FloatTensor | None = None
+    acoustic_tokens_mask: torch.BoolTensor | None = None
+    audio_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+@dataclass
+class CalmForPreTrainingOutput(ModelOutput):
+    """Output of [`CalmForPreTraining`]; a term of weight 0 is `None`.
+
+    Args:
+        loss: scalar, the weighted sum of the terms.
+        audio_text_loss, audio_audio_loss, masked_language_loss, masked_acoustic_loss: scalars, unweighted.
+        logits_per_audio: (B, B), scaled cosines of each clip with each transcript of this rank.
+        logits_per_text: its transpose.
+        audio_embeds, text_embeds: (B, E), L2-normalised.
+    """
+
+    loss: torch.FloatTensor | None = None
+    audio_text_loss: torch.FloatTensor | None = None
+    audio_audio_loss: torch.FloatTensor | None = None
+    masked_language_loss: torch.FloatTensor | None = None
+    masked_acoustic_loss: torch.FloatTensor | None = None
+    logits_per_audio: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    audio_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+@dataclass
+class NearestTokens(ModelOutput):
+    """The wordpieces nearest to each acoustic token.
+
+    Args:
+        token_ids: (B, T, k) long, nearest first.
+        similarities: (B, T, k), cosines in the centred embedding space.
+        time_spans: (T, 2), start and end of each token's window in seconds.
+        acoustic_tokens_mask: (B, T) bool.
+    """
+
+    token_ids: torch.LongTensor | None = None
+    similarities: torch.FloatTensor | None = None
+    time_spans: torch.FloatTensor | None = None
+    acoustic_tokens_mask: torch.BoolTensor | None = None
+
+
+class CalmAudioEmbeddings(nn.Module):
+    """Patches (W, S, D) to sub-tokens (W, S, hidden), each with its place in the window."""
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.projection = nn.Linear(config.patch_dim, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.patches_per_token, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.projection(patches) + self.position_embeddings.weight)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain torch; query, key and value are (batch, heads, length, head width)."""
+    scores = query @ key.transpose(-2, -1) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + half) of (..., T, width) by the angles of their place: Su et al. 2021, eq. 34."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class CalmAudioAttention(nn.Module):
+    """Self-attention over the middle axis of (batch, length, hidden)."""
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, **kwargs):
+        shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        output, weights = attention(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.reshape(hidden_states.shape)), weights
+
+
+class CalmAudioMLP(nn.Module):
+    """Feed-forward part of a layer."""
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class CalmAudioLayer(GradientCheckpointingLayer):
+    """Transformer layer, normalised before each part."""
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = CalmAudioAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = CalmAudioMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, **kwargs):
+        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, position_embeddings, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class CalmAudioPooling(nn.Module):
+    """Attentive pooling of a window, (W, S, hidden) to (W, hidden): each head weighs the sub-tokens on its own.
+
+    Our choice, after Okabe et al. 2018 ("Attentive Statistics Pooling"), without the deviation.
+    """
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.score = nn.Linear(config.hidden_size, config.num_attention_heads)
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.layernorm(hidden_states)
+        scores = self.score(hidden_states).masked_fill(~mask.unsqueeze(-1), -torch.inf)  # (W, S, heads)
+        weights = scores.softmax(dim=1, dtype=torch.float32).to(hidden_states.dtype)
+        heads = hidden_states.unflatten(-1, (weights.shape[-1], -1))  # (W, S, heads, head width)
+        return (weights.unsqueeze(-1) * heads).sum(1).flatten(1)
+
+
+class CalmPreTrainedModel(PreTrainedModel):
+    """Initial weights, and what the library needs to know about the models below."""
+
+    config_class = CalmConfig
+    base_model_prefix = "calm"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CalmAudioEmbeddings", "CalmAudioLayer", "CalmAudioPooling"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, CalmAudioModel):
+            init.normal_(module.mask_embedding, std=self.config.initializer_range)
+        elif isinstance(module, CalmModel):
+            module.describe_vocabulary()
+        elif isinstance(module, CalmForPreTraining):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    @classmethod
+    def from_text_pretrained(cls, name_or_path, audio_config: CalmAudioConfig | dict | None = None, **kwargs):
+        """Start from a pretrained language model, with a new SpecTran in front of it.
+
+        Args:
+            name_or_path (`str`): folder or Hub repository of an encoder of transformers and its tokenizer.
+            audio_config (`CalmAudioConfig` or `dict`, *optional*): SpecTran.
+            kwargs: settings of [`CalmConfig`]; `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`,
+                `force_download`, `trust_remote_code` and `dtype` go to the loading of the language model.
+        """
+        names = "revision token cache_dir local_files_only subfolder force_download trust_remote_code dtype".split()
+        loading = {name: kwargs.pop(name) for name in names if name in kwargs}
+        text_model = AutoModel.from_pretrained(name_or_path, **loading)
+        loading.pop("dtype", None)
+        if kwargs.get("special_token_ids") is None:
+            kwargs["special_token_ids"] = sorted(AutoTokenizer.from_pretrained(name_or_path, **loading).all_special_ids)
+        model = cls(CalmConfig(text_config=text_model.config, audio_config=audio_config, **kwargs)).to(text_model.dtype)
+        base = getattr(model, cls.base_model_prefix, model)
+        weights = {k: v for k, v in text_model.state_dict().items() if k in base.text_model.state_dict()}
+        base.text_model.load_state_dict(weights)
+        base.describe_vocabulary()
+        model.config.name_or_path = ""
+        return model
+
+
+class CalmAudioModel(CalmPreTrainedModel):
+    """SpecTran: patches to acoustic tokens.
+
+    Layers run inside each window of S patches, on the W real windows only; attentive pooling makes one vector a
+    window; context layers with rotary positions run across the windows of a clip. Cost inside the windows is linear
+    in the length of the audio, and no length is too long.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_calm import CalmAudioConfig, CalmAudioModel
+
+    >>> config = CalmAudioConfig(hidden_size=32, num_hidden_layers=1, num_context_layers=1, num_attention_heads=2)
+    >>> model = CalmAudioModel(config).eval()
+    >>> output = model(torch.randn(1, 12, config.patch_dim))
+    >>> output.last_hidden_state.shape
+    torch.Size([1, 2, 32])
+
+    ```
+    """
+
+    config_class = CalmAudioConfig
+    base_model_prefix = "audio_model"
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(CalmAudioLayer, index=0, layer_name="layers"),
+        "attentions": OutputRecorder(CalmAudioAttention, index=1, layer_name="layers"),
+        "context_attentions": OutputRecorder(CalmAudioAttention, index=1, layer_name="context_layers"),
+    }
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__(config)
+        self.embeddings = CalmAudioEmbeddings(config)
+        self.layers = nn.ModuleList(CalmAudioLayer(config) for _ in range(config.num_hidden_layers))
+        self.pooling = CalmAudioPooling(config)
+        self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.context_layers = nn.ModuleList(CalmAudioLayer(config) for _ in range(config.num_context_layers))
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.projection
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.embeddings.projection = value
+
+    def encode_windows(self, input_features, input_features_mask=None, **kwargs):
+        """Each window by itself.
+
+        Args:
+            input_features: (B, P, D) patches, P a multiple of S.
+            input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
+
+        Returns:
+            (B, T, hidden) windows, zero where nothing is real, and the (B, T) bool mask of real ones.
+
+        Raises:
+            ValueError: if D is not `patch_dim`, P no multiple of S, or the mask of another shape.
+        """
+        batch, num_patches, patch_dim = input_features.shape
+        size = self.config.patches_per_token
+        if patch_dim != self.config.patch_dim:
+            raise ValueError(
+                f"`input_features` has {patch_dim} values a patch, this model reads {self.config.patch_dim}"
+                f" ({self.config.patch_frames} frames x {self.config.patch_bins} bins). Make the features with"
+                " `CalmFeatureExtractor.from_audio_config(model.config.audio_config)` or the checkpoint's processor."
+            )
+        if num_patches % size:
+            raise ValueError(
+                f"`input_features` has {num_patches} patches, which is no multiple of the {size} patches of an acoustic"
+                f" token. Pad with `feature_extractor.pad(..., pad_to_multiple_of={size})`."
+            )
+        if input_features_mask is None:
+            input_features_mask = torch.ones(batch, num_patches, dtype=torch.bool, device=input_features.device)
+        elif input_features_mask.shape != (batch, num_patches):
+            raise ValueError(
+                f"`input_features_mask` has shape {tuple(input_features_mask.shape)}; `input_features` needs"
+                f" {(batch, num_patches)}."
+            )
+        real = input_features_mask.bool()
+        input_features = input_features.masked_fill(~real.unsqueeze(-1), 0.0)  # first of all: 0 x NaN is NaN
+        real = real.view(batch, -1, size)  # (B, T, S)
+        tokens_mask = real.any(-1)  # (B, T)
+        chosen = tokens_mask
+        if not torch.compiler.is_compiling() and not tokens_mask.any():
+            # A batch without audio runs one empty window, so that on every rank every parameter takes part.
+            chosen, real = torch.zeros_like(tokens_mask), real.clone()
+            chosen[0, 0] = real[0, 0] = True
+        patches = input_features.view(batch, -1, size, patch_dim)[chosen]  # (W, S, D)
+        real = real[chosen]  # (W, S)
+
+        hidden_states = self.embeddings(patches.to(self.embeddings.projection.weight.dtype))  # (W, S, hidden)
+        attention_mask = create_bidirectional_mask(self.config, hidden_states, real)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        pooled = self.pooling(hidden_states, real)  # (W, hidden)
+        windows = pooled.new_zeros(*tokens_mask.shape, pooled.shape[-1])
+        windows = windows.masked_scatter(chosen.unsqueeze(-1), pooled)
+        return windows.masked_fill(~tokens_mask.unsqueeze(-1), 0.0), tokens_mask
+
+    def add_context(self, windows, tokens_mask, mask_time_indices=None, **kwargs):
+        """(B, T, hidden) windows to acoustic states of the same shape, each in view of the others.
+
+        `mask_time_indices` (B, T) bool replaces windows by the learned mask vector first.
+        """
+        if mask_time_indices is not None:
+            windows = torch.where(mask_time_indices.unsqueeze(-1), self.mask_embedding.to(windows.dtype), windows)
+        width = self.config.hidden_size // self.config.num_attention_heads
+        exponents = torch.arange(0, width, 2, device=windows.device, dtype=torch.float32) / width
+        places = torch.arange(windows.shape[1], device=windows.device, dtype=torch.float32)
+        angles = places[:, None] * self.config.rope_theta**-exponents  # (T, width / 2)
+        rotation = (angles.cos().to(windows.dtype), angles.sin().to(windows.dtype))
+        # A row without audio attends to its zeros: a softmax over nothing would be NaN.
+        attended = tokens_mask | ~tokens_mask.any(-1, keepdim=True)
+        attention_mask = create_bidirectional_mask(self.config, windows, attended)
+        for layer in self.context_layers:
+            windows = layer(windows, attention_mask, rotation, **kwargs)
+        return self.layernorm(windows).masked_fill(~tokens_mask.unsqueeze(-1), 0.0)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_features: torch.FloatTensor,
+        input_features_mask: torch.LongTensor | None = None,
+        mask_time_indices: torch.BoolTensor | None = None,
+        **kwargs,
+    ) -> CalmAudioModelOutput:
+        """Patches to acoustic tokens.
+
+        Args:
+            input_features: (B, P, D) patches, P a multiple of S.
+            input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
+            mask_time_indices: (B, T) bool, tokens to hide behind the learned mask vector.
+
+        Raises:
+            ValueError: if D is not `patch_dim`, P no multiple of S, or the mask of another shape.
+        """
+        windows, tokens_mask = self.encode_windows(input_features, input_features_mask, **kwargs)
+        states = self.add_context(windows, tokens_mask, mask_time_indices, **kwargs)
+        return CalmAudioModelOutput(
+            last_hidden_state=states, pooler_output=masked_mean(states, tokens_mask), acoustic_tokens_mask=tokens_mask
+        )
+
+
+class CalmModel(CalmPreTrainedModel):
+    """SpecTran and a language model that reads its acoustic tokens among the words.
+
+    Audio alone, text alone and both work, as do rows of a batch that lack one modality. Before the language model each
+    row is compacted to [real lexical | real acoustic | padding], so that padding cannot move a result.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_calm import CalmConfig, CalmModel
+
+    >>> tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    >>> config = CalmConfig(audio_config={**tiny, "num_context_layers": 1}, text_config=tiny)
+    >>> model = CalmModel(config).eval()
+    >>> output = model(input_ids=torch.tensor([[5, 6, 7]]), input_features=torch.randn(1, 12, 320))
+    >>> output.last_hidden_state.shape, output.audio_embeds.shape
+    (torch.Size([1, 5, 32]), torch.Size([1, 32]))
+
+    ```
+    """
+
+    def __init__(self, config: CalmConfig):
+        super().__init__(config)
+        self.audio_model = CalmAudioModel(config.audio_config)
+        text_class = AutoModel._model_mapping[type(config.text_config)]
+        pooling = "add_pooling_layer" in inspect.signature(text_class.__init__).parameters
+        self.text_model = AutoModel.from_config(config.text_config, **({"add_pooling_layer": False} if pooling else {}))
+        width = self.text_model.get_input_embeddings().embedding_dim
+        self.audio_projection = nn.Linear(config.audio_config.hidden_size, width)
+        self.word_embedding_mean = nn.Buffer(torch.zeros(width))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    @torch.no_grad()
+    def describe_vocabulary(self):
+        """Take the mean of the word embeddings, the origin of the aligned space."""
+        init.copy_(self.word_embedding_mean, self.get_input_embeddings().weight.mean(0))
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., hidden) acoustic states to (..., E) acoustic tokens, relative to the mean of the vocabulary."""
+        return self.audio_projection(states)
+
+    def pool_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The text target (B, E): centred word embeddings averaged over real, not special tokens, L2-normalised."""
+        with torch.no_grad():
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            mask = mask.bool()
+            for token_id in self.config.special_token_ids or []:
+                mask = mask & (input_ids != token_id)
+            words = self.get_input_embeddings()(input_ids) - self.word_embedding_mean
+            return normalize(masked_mean(words, mask), dim=-1)
+
+    def get_audio_features(self, input_features, input_features_mask=None, **kwargs) -> CalmAudioModelOutput:
+        """Embed clips in the aligned space.
+
+        Args:
+            input_features: (B, P, D) patches.
+            input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
+
+        Returns:
+            The output of [`CalmAudioModel`] whose `pooler_output` is the (B, E) L2-normalised embedding.
+        """
+        outputs = self.audio_model(input_features, input_features_mask, **kwargs)
+        tokens = self.project(outputs.last_hidden_state)
+        outputs.pooler_output = normalize(masked_mean(tokens, outputs.acoustic_tokens_mask), dim=-1)
+        return outputs
+
+    def get_text_features(self, input_ids, attention_mask=None, **kwargs) -> BaseModelOutputWithPooling:
+        """Embed transcripts in the aligned space, by their word embeddings alone; the language model does not run.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L); all by default.
+
+        Returns:
+            `last_hidden_state` (B, L, E), the centred word embeddings, and `pooler_output` (B, E), L2-normalised.
+        """
+        words = self.get_input_embeddings()(input_ids) - self.word_embedding_mean
+        return BaseModelOutputWithPooling(
+            last_hidden_state=words, pooler_output=self.pool_text(input_ids, attention_mask)
+        )
+
+    @torch.no_grad()
+    def nearest_tokens(
+        self, input_features, input_features_mask=None, top_k: int = 5, excluded_token_ids: list[int] | None = None
+    ) -> NearestTokens:
+        """The wordpieces whose embeddings lie nearest to each acoustic token (cosine, centred).
+
+        Args:
+            input_features: (B, P, D) patches.
+            input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
+            top_k: how many, k.
+            excluded_token_ids: never answered, besides `config.special_token_ids`; e.g. unused pieces.
+        """
+        outputs = self.audio_model(input_features, input_features_mask)
+        tokens = normalize(self.project(outputs.last_hidden_state), dim=-1)  # (B, T, E)
+        words = normalize(self.get_input_embeddings().weight - self.word_embedding_mean, dim=-1)  # (V, E)
+        cosines = tokens @ words.T
+        cosines[..., [*(self.config.special_token_ids or []), *(excluded_token_ids or [])]] = -torch.inf
+        similarities, token_ids = cosines.topk(top_k, dim=-1)
+        edges = torch.arange(tokens.shape[1] + 1, device=tokens.device) * self.config.audio_config.seconds_per_token
+        return NearestTokens(
+            token_ids=token_ids,
+            similarities=similarities,
+            time_spans=torch.stack((edges[:-1], edges[1:]), dim=-1),
+            acoustic_tokens_mask=outputs.acoustic_tokens_mask,
+        )
+
+    def max_tokens(self) -> int | None:
+        """Lexical and acoustic tokens that the language model's position table can hold; `None` without a table."""
+        for name, module in self.text_model.named_modules():
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                # RoBERTa and its kin start counting behind the padding index.
+                return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        return None
+
+    def fuse(self, words, words_mask, token_type_ids, tokens, tokens_mask, **kwargs):
+        """Run the language model over the words and the acoustic tokens of each row.
+
+        Args:
+            words: (B, L, E) word embeddings.
+            words_mask: (B, L) bool.
+            token_type_ids: (B, L) long or `None`.
+            tokens: (B, T, E) acoustic tokens, centred.
+            tokens_mask: (B, T) bool.
+
+        Returns:
+            The language model's output, with `last_hidden_state` (B, L + T, H) back in the order given.
+
+        Raises:
+            ValueError: if a row has neither text nor audio, or more tokens than the language model has positions.
+        """
+        embeds = torch.cat((words, (tokens + self.word_embedding_mean).to(words.dtype)), dim=1)  # (B, N, E)
+        mask = torch.cat((words_mask, tokens_mask), dim=1)  # (B, N)
+        length = mask.shape[1]
+        if not torch.compiler.is_compiling():
+            length = self._check_rows(mask, words_mask)
+        real = mask.long()
+        count = real.sum(-1, keepdim=True)
+        place = torch.where(mask, real.cumsum(-1) - 1, count + (1 - real).cumsum(-1) - 1)  # (B, N), a permutation
+        embeds = embeds.masked_fill(~mask.unsqueeze(-1), 0.0)
+        embeds = torch.zeros_like(embeds).scatter(1, place.unsqueeze(-1).expand_as(embeds), embeds)[:, :length]
+        if getattr(self.config.text_config, "type_vocab_size", 0) and self._takes_token_types():
+            types = torch.zeros_like(words_mask, dtype=torch.long) if token_type_ids is None else token_type_ids
+            types = torch.cat((types * words_mask, torch.zeros_like(tokens_mask, dtype=torch.long)), dim=1)
+            kwargs["token_type_ids"] = torch.zeros_like(types).scatter(1, place, types)[:, :length]
+        attention_mask = (torch.arange(length, device=mask.device) < count).long()
+        outputs = self.text_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+        states = outputs.last_hidden_state
+        gathered = states.gather(1, place.clamp(max=length - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        outputs.last_hidden_state = gathered.masked_fill(~mask.unsqueeze(-1), 0.0)
+        return outputs
+
+    def _takes_token_types(self) -> bool:
+        return "token_type_ids" in inspect.signature(self.text_model.forward).parameters
+
+    def _check_rows(self, mask: torch.Tensor, words_mask: torch.Tensor) -> int:
+        """Refuse rows that hold nothing or too much; returns the length of the compacted sequence."""
+        counts = mask.sum(-1)
+        empty = (counts == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"Rows {empty} of the batch have neither text nor audio. Leave them out.")
+        longest, limit = int(counts.max()), self.max_tokens()
+        if limit is not None and longest > limit:
+            row = int(counts.argmax())
+            room = limit - int(words_mask[row].sum())
+            seconds = self.config.audio_config.seconds_per_token
+            raise ValueError(
+                f"Row {row} has {longest} lexical and acoustic tokens, and this language model has {limit} positions:"
+                f" beside its text {room * seconds:.1f} s of audio fit. Cut the recording into chunks (`chunk_length_s`"
+                " in examples/evaluate.py), pretrain with a larger `token_frames` in the audio configuration, or use a"
+                " language model with more positions."
+            )
+        return longest
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        input_features_mask: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> CalmModelOutput:
+        """Words and acoustic tokens through the language model; either may be left out.
+
+        Args:
+            input_ids: (B, L).
+            input_features: (B, P, D) patches, P a multiple of S.
+            attention_mask: (B, L), an all-zero row for a row without text; all ones by default.
+            token_type_ids: (B, L).
+            input_features_mask: (B, P), an all-zero row for a row without audio; all ones by default.
+
+        Raises:
+            ValueError: if a row, or the call, has neither text nor audio; if a row has more tokens than the language
+                model has positions; if the patches do not fit the model.
+        """
+        if input_ids is None and input_features is None:
+            raise ValueError("Give `input_ids`, `input_features` or both.")
+        like = input_ids if input_ids is not None else input_features
+        if input_ids is None:
+            input_ids = torch.zeros(len(like), 0, dtype=torch.long, device=like.device)
+        words_mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        words = self.get_input_embeddings()(input_ids)  # (B, L, E)
+        if input_features is None:
+            tokens, tokens_mask = words[:, :0], words_mask[:, :0]
+        else:
+            audio = self.audio_model(input_features, input_features_mask)
+            tokens, tokens_mask = self.project(audio.last_hidden_state), audio.acoustic_tokens_mask
+        outputs = self.fuse(words, words_mask, token_type_ids, tokens, tokens_mask, **kwargs)
+        return CalmModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=masked_mean(outputs.last_hidden_state, torch.cat((words_mask, tokens_mask), dim=1)),
+            acoustic_tokens=tokens,
+            acoustic_tokens_mask=tokens_mask,
+            audio_embeds=normalize(masked_mean(tokens, tokens_mask), dim=-1),
+            text_embeds=self.pool_text(input_ids, words_mask),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class CalmMaskedLanguageHead(nn.Module):
+    """(..., H) states of the language model to (..., V) logits over its vocabulary, by way of the E space."""
+
+    def __init__(self, config: CalmConfig, width: int, vocab_size: int):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, width)
+        self.activation_fn = nn.GELU()
+        self.layernorm = nn.LayerNorm(width)
+        self.decoder = nn.Linear(width, vocab_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.layernorm(self.activation_fn(self.dense(states))))
+
+
+class CalmForPreTraining(CalmPreTrainedModel):
+    """[`CalmModel`] with the four objectives of contrastive audio-language pretraining.
+
+    A stage is a choice of weights in the configuration and of frozen modules; with both masked terms at 0 the language
+    model does not run. A step is a function of its batch: all random masks come from the collator.
+    """
+
+    accepts_loss_kwargs = False  # the terms divide by their own counts; Trainer would divide again
+
+    def __init__(self, config: CalmConfig):
+        super().__init__(config)
+        self.calm = CalmModel(config)
+        embeddings = self.get_input_embeddings()
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.lm_head = CalmMaskedLanguageHead(config, embeddings.embedding_dim, embeddings.num_embeddings)
+        self.acoustic_head = nn.Linear(config.hidden_size, embeddings.embedding_dim)
+        path = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.decoder.weight": f"{path}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.calm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.calm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.lm_head.decoder = value
+
+    def _encode(self, batch: dict) -> dict:
+        """Everything that needs no other clip. Returns small tensors, so that a chunk can be recomputed."""
+        config, audio_model = self.config, self.calm.audio_model
+        input_ids, labels = batch["input_ids"], batch.get("labels")
+        words_mask = torch.ones_like(input_ids) if batch.get("attention_mask") is None else batch["attention_mask"]
+        words_mask = words_mask.bool()
+        unmasked_ids = input_ids if labels is None else torch.where(labels != -100, labels, input_ids)
+        windows, tokens_mask = audio_model.encode_windows(batch["input_features"], batch.get("input_features_mask"))
+        tokens = self.calm.project(audio_model.add_context(windows, tokens_mask))  # (B, T, E)
+        encoded = {
+            "audio_embeds": normalize(masked_mean(tokens, tokens_mask), dim=-1),
+            "text_embeds": self.calm.pool_text(unmasked_ids, words_mask),
+            "unmasked_ids": unmasked_ids.masked_fill(~words_mask, -1),
+            "paired": tokens_mask.any(-1) & words_mask.any(-1),
+        }
+        if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
+            rows = (batch["pair_indices"] >= 0).nonzero().flatten()
+            first = batch["pair_indices"][rows]
+            encoded["window"], encoded["neighbour"] = windows[rows, first], windows[rows, first + 1]
+        if config.masked_language_loss_weight or config.masked_acoustic_loss_weight:
+            masked = batch.get("mask_time_indices")
+            if masked is None or not config.masked_acoustic_loss_weight:
+                visible, masked = tokens, torch.zeros_like(tokens_mask)
+            else:
+                masked = masked & tokens_mask
+                visible = self.calm.project(audio_model.add_context(windows, tokens_mask, masked))
+            words = self.get_input_embeddings()(input_ids)
+            states = self.calm.fuse(words, words_mask, batch.get("token_type_ids"), visible, tokens_mask)
+            states = states.last_hidden_state
+            if config.masked_language_loss_weight and labels is not None:
+                places = labels != -100
+                logits = self.lm_head(states[:, : input_ids.shape[1]][places]).float()
+                encoded["language_total"] = cross_entropy(logits, labels[places], reduction="sum").view(1)
+                encoded["language_count"] = places.sum().view(1)
+            if config.masked_acoustic_loss_weight and batch.get("mask_time_indices") is not None:
+                encoded["predicted"] = self.acoustic_head(states[:, input_ids.shape[1] :][masked])
+                encoded["true"] = tokens[masked].detach()
+        return encoded
+
+    def _encode_in_chunks(self, batch: dict) -> dict:
+        """`_encode` over chunks of `contrastive_chunk_size` clips, whose activations are recomputed when needed."""
+        size = self.config.contrastive_chunk_size
+        if size is None or len(batch["input_ids"]) <= size or not self.training:
+            return self._encode(batch)
+        pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
+        chunks = [dict(zip(batch, piece, strict=True)) for piece in pieces]
+        encoded = [checkpoint(self._encode, chunk, use_reentrant=False) for chunk in chunks]
+        return {key: torch.cat([chunk[key] for chunk in encoded]) for key in encoded[0]}
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        input_features: torch.FloatTensor,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        input_features_mask: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        mask_time_indices: torch.BoolTensor | None = None,
+        pair_indices: torch.LongTensor | None = None,
+        return_loss: bool = True,
+        **kwargs,
+    ) -> CalmForPreTrainingOutput:
+        """The loss of a pretraining batch.
+
+        Args:
+            input_ids: (B, L), with [MASK] where `labels` is set.
+            input_features: (B, P, D) patches, P a multiple of S.
+            attention_mask: (B, L).
+            token_type_ids: (B, L).
+            input_features_mask: (B, P).
+            labels: (B, L), masked-language targets, -100 elsewhere.
+            mask_time_indices: (B, T) bool, masked acoustic tokens.
+            pair_indices: (B,), t of the neighbouring windows (t, t + 1), -1 for none.
+            return_loss: whether to compute the terms.
+
+        Raises:
+            ValueError: for a training batch of one clip, which leaves the contrast without negatives.
+        """
+        given = {
+            "input_ids": input_ids, "input_features": input_features, "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids, "input_features_mask": input_features_mask, "labels": labels,
+            "mask_time_indices": mask_time_indices, "pair_indices": pair_indices,
+        }  # fmt: skip
+        encoded = self._encode_in_chunks({key: value for key, value in given.items() if value is not None})
+        audio, text = encoded["audio_embeds"], encoded["text_embeds"]
+        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        terms = self._losses(encoded, scale) if return_loss else {}
+        loss = sum(getattr(self.config, f"{name}_weight") * term for name, term in terms.items()) if terms else None
+        logits = scale * audio @ text.T if self.config.contrastive_chunk_size is None or not self.training else None
+        return CalmForPreTrainingOutput(
+            loss=loss,
+            **terms,
+            logits_per_audio=logits,
+            logits_per_text=None if logits is None else logits.T,
+            audio_embeds=audio,
+            text_embeds=text,
+        )
+
+    def _losses(self, encoded: dict, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The terms whose weight is not 0 and whose masks were given."""
+        options = {"scale": scale, "tile_size": self.config.contrastive_chunk_size, "gather": self.training}
+        terms = {}
+        if self.config.audio_text_loss_weight:
+            paired = encoded["paired"]
+            ids = encoded["unmasked_ids"][paired]
+            if self.training and len(ids) < 2 and num_ranks() == 1:
+                raise ValueError(
+                    "The contrastive loss needs at least two clips in a training batch: one has no negatives. Raise"
+                    " `per_device_train_batch_size`."
+                )
+            terms["audio_text_loss"] = audio_text_loss(
+                encoded["audio_embeds"][paired], encoded["text_embeds"][paired], ids, **options
+            )
+        if "window" in encoded:
+            terms["audio_audio_loss"] = pair_loss(encoded["window"], encoded["neighbour"], **options)
+        if "language_total" in encoded:
+            total, count = encoded["language_total"].sum(), encoded["language_count"].sum()
+            terms["masked_language_loss"] = mean_over_ranks(total, count) if self.training else total / count.clamp(1)
+        if "predicted" in encoded:
+            terms["masked_acoustic_loss"] = pair_loss(encoded["predicted"], encoded["true"], **options)
+        return terms
+
+
+class CalmForSequenceClassification(CalmPreTrainedModel):
+    """[`CalmModel`] with a linear head: emotions and other labels of an utterance, or its valence and arousal.
+
+    Single-label, multi-label and regression by `config.problem_type`; audio alone, text alone or both.
+    """
+
+    accepts_loss_kwargs = False  # the loss is a mean already; Trainer would divide it again
+
+    def __init__(self, config: CalmConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.calm = CalmModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.calm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.calm.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        input_features_mask: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """Logits of an utterance, and the loss where labels are given.
+
+        Args:
+            input_ids, input_features, attention_mask, token_type_ids, input_features_mask: see [`CalmModel`].
+            labels: (B,) classes, or (B, K) multi-label or regression targets.
+        """
+        outputs = self.calm(
+            input_ids=input_ids,
+            input_features=input_features,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            input_features_mask=input_features_mask,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        return SequenceClassifierOutput(
+            loss=None if labels is None else classification_loss(logits, labels, self.config),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "CalmAudioModel",
+    "CalmForPreTraining",
+    "CalmForSequenceClassification",
+    "CalmModel",
+    "CalmPreTrainedModel",
+]

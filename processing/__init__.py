@@ -1,0 +1,21 @@
+"""From files to batches: audio, features, transcripts, masks. `modeling_calm` registers the classes."""
+
+from .audio import AudioError, load_audio
+from .augmentation import SpecAugment, WaveformAugmentation
+from .collation import DataCollatorForCalmClassification, DataCollatorForCalmPreTraining
+from .feature_extraction_calm import CalmFeatureExtractor
+from .processing_calm import CalmProcessor
+
+CalmFeatureExtractor.register_for_auto_class()
+CalmProcessor.register_for_auto_class()
+
+__all__ = [
+    "AudioError",
+    "CalmFeatureExtractor",
+    "CalmProcessor",
+    "DataCollatorForCalmClassification",
+    "DataCollatorForCalmPreTraining",
+    "SpecAugment",
+    "WaveformAugmentation",
+    "load_audio",
+]
