@@ -82,11 +82,11 @@ def test_chance_comes_from_the_generator_alone():
     """Otherwise data loader workers repeat each other, or a resumed run differs from an unbroken one."""
     settings = {"speed": (0.9, 1.1), "gain_db": (-6, 6), "noise_snr_db": (10, 40), "band_limit_probability": 0.5}
     original = tone(440)
-    before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state is what must not move
+    before = np.random.get_state()[1].copy()
     first, again, other = (augment(original, seed, **settings) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
     np.testing.assert_array_equal(original, tone(440))  # the caller's array is not written to
     assert first.dtype == np.float32
 

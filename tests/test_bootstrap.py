@@ -110,7 +110,7 @@ def test_a_system_is_not_above_itself_and_chance_is_rarely_above_chance():
             num_resamples=100,
             seed=trial,
         ).above_zero
-        for trial in range(200)
+        for trial in range(100)
     ]
     assert 0 < np.mean(above) < 0.06
 
