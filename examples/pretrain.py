@@ -13,22 +13,22 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import yaml
-from demo_corpus import build_demo_corpus, demo_language_model
-from modeling_calm import CalmAudioConfig, CalmForPreTraining
-from processing import (
-    CalmFeatureExtractor,
-    CalmProcessor,
-    DataCollatorForCalmPreTraining,
-    SpecAugment,
-    WaveformAugmentation,
-)
-from processing.retrieval import audio_text_retrieval
+from demo_corpus import build_demo_corpus
 from speech_data import DataArguments, read_split
-from training import CalmTrainer, CalmTrainingArguments, parse_arguments, start_run, write_results
-from transformers import AutoProcessor, AutoTokenizer, set_seed
+from training import (
+    CalmTrainer,
+    CalmTrainingArguments,
+    ModelArguments,
+    parse_arguments,
+    start_run,
+    write_results,
+)
+from transformers import set_seed
 
-CONFIGS = Path(__file__).parent / "configs"
+from modeling_calm import CalmForPreTraining
+from processing import DataCollatorForCalmPreTraining, SpecAugment, WaveformAugmentation
+from processing.retrieval import audio_text_retrieval
+
 STAGES = {
     "align": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 0.0, "masked_acoustic": 0.0},
     "fuse": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 1.0, "masked_acoustic": 1.0},
@@ -36,13 +36,10 @@ STAGES = {
 
 
 @dataclass
-class PretrainingArguments:
+class PretrainingArguments(ModelArguments):
     """What is trained, and on which objectives."""
 
     stage: str = field(default="align", metadata={"help": "align or fuse.", "choices": sorted(STAGES)})
-    model: str | None = field(default=None, metadata={"help": "CALM checkpoint to go on with."})
-    text_model: str = field(default="demo", metadata={"help": "Language model to start from; 'demo' is MiniLM."})
-    audio_config: str = field(default="small", metadata={"help": "tiny, small, base, or a YAML file of SpecTran."})
     train_word_embeddings: bool = field(default=False, metadata={"help": "Ablation: do not freeze them in fuse."})
     augment: bool = field(default=True, metadata={"help": "Speed, level, noise, band limits and SpecAugment."})
     audio_text_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
@@ -51,23 +48,10 @@ class PretrainingArguments:
     masked_acoustic_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
 
 
-def build(arguments: PretrainingArguments) -> tuple[CalmForPreTraining, CalmProcessor]:
-    """The model with the stage's weights and frozen parts, and its processor."""
+def objectives(arguments: PretrainingArguments) -> dict[str, float]:
+    """The loss weights of the stage, or those given instead."""
     weights = {f"{name}_loss_weight": weight for name, weight in STAGES[arguments.stage].items()}
-    weights |= {name: getattr(arguments, name) for name in weights if getattr(arguments, name) is not None}
-    if arguments.model is not None:
-        model = CalmForPreTraining.from_pretrained(arguments.model, **weights)
-        processor = AutoProcessor.from_pretrained(arguments.model)
-    else:
-        file = CONFIGS / f"{arguments.audio_config}.yaml"
-        settings = yaml.safe_load((file if file.exists() else Path(arguments.audio_config)).read_text())
-        audio_config = CalmAudioConfig(**settings)
-        text_model = demo_language_model() if arguments.text_model == "demo" else arguments.text_model
-        model = CalmForPreTraining.from_text_pretrained(text_model, audio_config=audio_config, **weights)
-        extractor = CalmFeatureExtractor.from_audio_config(audio_config)
-        processor = CalmProcessor(extractor, AutoTokenizer.from_pretrained(text_model))
-    freeze(model, arguments)
-    return model, processor
+    return weights | {name: value for name in weights if (value := getattr(arguments, name)) is not None}
 
 
 def freeze(model: CalmForPreTraining, arguments: PretrainingArguments) -> None:
@@ -101,7 +85,9 @@ def main(argv: list[str] | None = None) -> dict:
     if data.dataset == "demo":
         with training.main_process_first(desc="the demo corpus"):
             data.dataset = str(build_demo_corpus(Path("runs/demo/corpus")))
-    model, processor = build(arguments)
+    processor = arguments.load_processor()
+    model = arguments.load_model(CalmForPreTraining, **objectives(arguments))
+    freeze(model, arguments)
     rate = processor.feature_extractor.sampling_rate
     with training.main_process_first(desc="reading the audio"):
         train = read_split(data, data.train_split, rate)

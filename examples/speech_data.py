@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Audio, Dataset, Features, Sequence, Value, load_dataset
+
 from processing import AudioError, load_audio
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class DataArguments:
     test_split: str = field(default="test", metadata={"help": "Reported, never used for a choice."})
     audio_column: str = field(default="audio", metadata={"help": "Audio, or the path of a file."})
     text_column: str = field(default="text", metadata={"help": "The transcript."})
-    label_column: str = field(default="emotion", metadata={"help": "The class, for classification."})
+    label_column: str = field(default="emotion", metadata={"help": "The class; several columns by commas."})
     skip_bad_audio: bool = field(default=False, metadata={"help": "Go on without unreadable files; count them."})
 
 
@@ -84,16 +85,16 @@ def _load_manifest(manifest: Path, name: str, split: str, column: str) -> Datase
     return dataset
 
 
-def check_columns(dataset: Dataset, columns: dict[str, str]) -> None:
+def check_columns(dataset: Dataset, columns: list[tuple[str, str]]) -> None:
     """Refuse a data set without the columns asked for.
 
     Args:
-        columns: option name to column name.
+        columns: pairs of option name and column name.
 
     Raises:
         ValueError: names the missing column, its option, and the columns that are there.
     """
-    for option, column in columns.items():
+    for option, column in columns:
         if column not in dataset.column_names:
             raise ValueError(
                 f"The data set has no column '{column}'; it has {dataset.column_names}. Name the right one with"
@@ -115,12 +116,9 @@ def read_split(
             read.
     """
     dataset = load_split(arguments, split)
-    columns = {"audio_column": arguments.audio_column}
-    if text:
-        columns["text_column"] = arguments.text_column
-    if label:
-        columns["label_column"] = arguments.label_column
-    check_columns(dataset, columns)
+    labels = arguments.label_column.split(",") if label else []
+    columns = [("audio_column", arguments.audio_column)] + [("label_column", name) for name in labels]
+    check_columns(dataset, columns + ([("text_column", arguments.text_column)] if text else []))
     if text:
         empty = [i for i, line in enumerate(dataset[arguments.text_column]) if not str(line or "").strip()]
         if empty:
@@ -130,13 +128,13 @@ def read_split(
     if text:
         features["text"] = Value("string")
     if label:
-        features["label"] = dataset.features[arguments.label_column]
+        features["label"] = dataset.features[labels[0]] if len(labels) == 1 else Sequence(Value("float32"))
     for extra in ("speaker", "file_name"):
         if extra in dataset.column_names:
             features[extra] = dataset.features[extra]
     dataset = dataset.map(
         decode_row,
-        fn_kwargs={"arguments": arguments, "sampling_rate": sampling_rate, "keep": list(features)},
+        fn_kwargs={"arguments": arguments, "sampling_rate": sampling_rate, "keep": list(features), "labels": labels},
         remove_columns=dataset.column_names,
         features=Features(features),
         desc=f"Reading the audio of '{split}'",
@@ -157,7 +155,7 @@ def read_split(
     return dataset.remove_columns("problem").with_format("numpy", columns=["audio"], output_all_columns=True)
 
 
-def decode_row(row: dict, arguments: DataArguments, sampling_rate: int, keep: list[str]) -> dict:
+def decode_row(row: dict, arguments: DataArguments, sampling_rate: int, keep: list[str], labels: list[str]) -> dict:
     """Decode one row; a file that cannot be read leaves an empty waveform and says why in `problem`."""
     decoded = {name: row[name] for name in keep if name in row and name != "audio"}
     try:
@@ -167,6 +165,6 @@ def decode_row(row: dict, arguments: DataArguments, sampling_rate: int, keep: li
     decoded.update(audio=waveform, duration=len(waveform) / sampling_rate, problem=problem)
     if "text" in keep:
         decoded["text"] = row[arguments.text_column]
-    if "label" in keep:
-        decoded["label"] = row[arguments.label_column]
+    if labels:
+        decoded["label"] = row[labels[0]] if len(labels) == 1 else [row[name] for name in labels]
     return decoded

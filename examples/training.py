@@ -9,9 +9,59 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainingArguments
+from demo_corpus import demo_language_model
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+)
 
+from modeling_calm import CalmAudioConfig
+from processing import CalmFeatureExtractor, CalmProcessor
+
+CONFIGS = Path(__file__).parent / "configs"
 LOSS_TERMS = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
+
+
+@dataclass
+class ModelArguments:
+    """Where the weights come from."""
+
+    model: str | None = field(default=None, metadata={"help": "CALM checkpoint to go on with."})
+    text_model: str = field(
+        default="demo", metadata={"help": "Without --model: the language model to start from; 'demo' is MiniLM."}
+    )
+    audio_config: str = field(
+        default="small", metadata={"help": "Without --model: SpecTran; tiny, small, base, or a YAML file."}
+    )
+
+    def spectran(self) -> CalmAudioConfig:
+        """The configuration of a new SpecTran."""
+        file = CONFIGS / f"{self.audio_config}.yaml"
+        file = file if file.exists() else Path(self.audio_config)
+        if not file.is_file():
+            raise ValueError(f"`--audio_config {file}` is no file; {sorted(p.stem for p in CONFIGS.glob('*'))} are.")
+        return CalmAudioConfig(**yaml.safe_load(file.read_text()))
+
+    def language_model(self) -> str:
+        """Folder or Hub name of the language model to start from."""
+        return demo_language_model() if self.text_model == "demo" else self.text_model
+
+    def load_processor(self) -> CalmProcessor:
+        """The checkpoint's processor, or one for a new model."""
+        if self.model is not None:
+            return AutoProcessor.from_pretrained(self.model)
+        extractor = CalmFeatureExtractor.from_audio_config(self.spectran())
+        return CalmProcessor(extractor, AutoTokenizer.from_pretrained(self.language_model()))
+
+    def load_model(self, kind: type, **settings):
+        """A model of the class `kind`, from a CALM checkpoint or new around a language model."""
+        if self.model is not None:
+            return kind.from_pretrained(self.model, **settings)
+        return kind.from_text_pretrained(self.language_model(), audio_config=self.spectran(), **settings)
 
 
 @dataclass

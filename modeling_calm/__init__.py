@@ -13,7 +13,8 @@ from transformers import (
 from processing import CalmFeatureExtractor, CalmProcessor
 
 from .configuration_calm import CalmAudioConfig, CalmConfig
-from .modeling_calm import CalmAudioModel, CalmForPreTraining, CalmForSequenceClassification, CalmModel
+from .modeling_calm import CalmForPreTraining, CalmForSequenceClassification, CalmModel
+from .spectran_calm import CalmAudioModel
 
 AutoConfig.register("calm_audio_model", CalmAudioConfig, exist_ok=True)
 AutoConfig.register("calm", CalmConfig, exist_ok=True)

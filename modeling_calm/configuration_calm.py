@@ -132,7 +132,7 @@ class CalmAudioConfig(PreTrainedConfig):
         self.auto_map = {
             **(getattr(self, "auto_map", None) or {}),
             "AutoConfig": "configuration_calm.CalmAudioConfig",
-            "AutoModel": "modeling_calm.CalmAudioModel",
+            "AutoModel": "spectran_calm.CalmAudioModel",
         }
 
     def validate_geometry(self):

@@ -102,7 +102,12 @@ def contrast(
 
 
 def audio_text_loss(
-    audio: torch.Tensor, text: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor, tile_size: int | None, gather: bool
+    audio: torch.Tensor,
+    text: torch.Tensor,
+    ids: torch.Tensor,
+    scale: torch.Tensor,
+    tile_size: int | None,
+    gather: bool,
 ) -> torch.Tensor:
     """Contrast between clips and transcripts, the mean of both directions; equal transcripts are positives.
 
@@ -176,7 +181,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config) -> t
         problem = "regression" if config.num_labels == 1 else "single_label" if integers else "multi_label"
     weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
     if problem.startswith("single_label"):
-        if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < config.num_labels):
+        if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < config.num_labels):
             raise ValueError(f"Labels must lie in [0, {config.num_labels}); these reach {labels.tolist()}.")
         return cross_entropy(logits.float(), labels.view(-1).long(), weight=weights)
     targets = labels.view(len(logits), -1).to(logits.dtype)

@@ -76,7 +76,9 @@ def log_mel_spectrogram(
     spectrum = torch.view_as_real(torch.fft.rfft(frames, n=n_fft))  # (B, F, n_fft // 2 + 1, 2)
     power = spectrum.square_().sum(-1)
     mel = power @ mel_filters(n_fft, num_mel_bins, sampling_rate, waveform.device)  # (B, F, M)
-    loudest = mel.amax(-1, keepdim=True).masked_fill_(~real_frames(num_frames, mel.shape[1]), 0.0).amax(1, keepdim=True)
+    loudest = (
+        mel.amax(-1, keepdim=True).masked_fill_(~real_frames(num_frames, mel.shape[1]), 0.0).amax(1, keepdim=True)
+    )
     floor = (loudest * 10 ** (-dynamic_range / 10)).clamp_(min=SILENCE_POWER)
     return torch.maximum(mel, floor, out=mel).log_()
 

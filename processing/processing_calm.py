@@ -37,6 +37,9 @@ class CalmProcessor(ProcessorMixin):
         Raises:
             ValueError: if the numbers of clips and transcripts differ; see also the feature extractor.
         """
+        if "max_length" not in kwargs:
+            # A tokenizer may carry a `max_length`, which the base class would hand on without truncation: no limit.
+            kwargs["text_kwargs"] = {"max_length": None, **kwargs.get("text_kwargs", {})}
         batch = super().__call__(text=text, audio=audio, **kwargs)
         if audio is not None and text is not None and not isinstance(text, str):
             clips = len(batch["input_features"])

@@ -1,0 +1,179 @@
+"""Fine-tuning for emotions, and for other labels or scores of an utterance.
+
+    python examples/finetune.py --model runs/pretrain --dataset FOLDER --label_column emotion --output_dir runs/emotion
+
+Text labels are classes; several columns of 0 and 1 (`--label_column happy,sad`) are a multi-label problem; columns of
+real numbers (`--label_column valence,arousal`) are regression. Model selection sees the validation split only.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from demo_corpus import build_demo_corpus
+from speech_data import DataArguments, read_split
+from training import (
+    CalmTrainer,
+    CalmTrainingArguments,
+    ModelArguments,
+    parse_arguments,
+    start_run,
+    write_results,
+)
+from transformers import set_seed
+
+from modeling_calm import CalmForSequenceClassification
+from processing import DataCollatorForCalmClassification, SpecAugment, WaveformAugmentation
+from processing.metrics import classification_metrics, concordance_correlation_coefficient, multilabel_metrics
+
+MODALITIES = ("both", "audio", "text")
+
+
+@dataclass
+class FinetuningArguments(ModelArguments):
+    """What the classifier sees and how it is trained."""
+
+    modalities: str = field(default="both", metadata={"help": "both, audio or text.", "choices": MODALITIES})
+    balance_classes: bool = field(default=False, metadata={"help": "Weigh classes by their inverse frequency."})
+    regression_loss: str = field(default="ccc", metadata={"help": "mse or ccc, for labels that are real numbers."})
+    linear_probe: bool = field(default=False, metadata={"help": "Train the classifier alone; the encoders stay."})
+    augment: bool = field(default=True, metadata={"help": "Level, noise and SpecAugment; pitch and rate stay."})
+
+
+def describe_labels(train: Dataset) -> dict:
+    """The settings of the model's head that the labels of the training split ask for."""
+    first = train[0]["label"]
+    if isinstance(first, str):
+        names = sorted(set(train["label"]))
+        return {"problem_type": "single_label_classification", "names": names}
+    values = np.asarray(train["label"], dtype=float)
+    if values.ndim == 2 and np.isin(values, (0, 1)).all():
+        return {"problem_type": "multi_label_classification", "names": None, "num_labels": values.shape[1]}
+    if values.ndim == 1 and np.equal(values, values.round()).all() and np.asarray(first).dtype.kind == "i":
+        names = [str(label) for label in sorted(set(train["label"]))]
+        return {"problem_type": "single_label_classification", "names": names}
+    return {"problem_type": "regression", "names": None, "num_labels": 1 if values.ndim == 1 else values.shape[1]}
+
+
+def encode_labels(dataset: Dataset, label2id: dict[str, int], split: str) -> Dataset:
+    """Class names to numbers.
+
+    Raises:
+        ValueError: lists the classes of this split that training does not know.
+    """
+    unknown = sorted({str(label) for label in dataset["label"]} - set(label2id))
+    if unknown:
+        raise ValueError(
+            f"Split '{split}' has the labels {unknown}, which the model does not know; it knows {sorted(label2id)}."
+            " Correct the labels, or train on a split that holds them."
+        )
+    encoded = [label2id[str(label)] for label in dataset["label"]]
+    return dataset.remove_columns("label").add_column("label", encoded)
+
+
+def scores(config, logits: np.ndarray, labels: np.ndarray) -> dict:
+    """The metrics of the problem, from logits (N, K) and labels (N,) or (N, K)."""
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    if config.problem_type == "regression":
+        labels, logits = labels.reshape(len(labels), -1), logits.reshape(len(labels), -1)
+        each = {
+            f"ccc_{name}": concordance_correlation_coefficient(labels[:, i], logits[:, i])
+            for i, name in enumerate(names)
+        }
+        return {"ccc": float(np.mean(list(each.values()))), **each}
+    if config.problem_type == "multi_label_classification":
+        return multilabel_metrics(labels.astype(int), (logits > 0).astype(int), names)
+    return classification_metrics(labels, logits.argmax(-1), names)
+
+
+def best_metric(problem_type: str) -> str:
+    """The metric that chooses the checkpoint."""
+    return {"regression": "ccc", "multi_label_classification": "weighted_f1"}.get(problem_type, "uar")
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments, data, training = parse_arguments(
+        FinetuningArguments, DataArguments, CalmTrainingArguments, arguments=argv, defaults=DEFAULTS
+    )
+    logging.basicConfig(level=logging.INFO if training.should_log else logging.WARNING)
+    training.remove_unused_columns, training.label_names = False, ["labels"]
+    checkpoint = start_run(training, arguments, data)
+    set_seed(training.seed)
+    if data.dataset == "demo":
+        with training.main_process_first(desc="the demo corpus"):
+            data.dataset = str(build_demo_corpus(Path("runs/demo/corpus")))
+    text = arguments.modalities != "audio"
+    processor = arguments.load_processor()
+    rate = processor.feature_extractor.sampling_rate
+    with training.main_process_first(desc="reading the audio"):
+        train, validation, test = (
+            read_split(data, split, rate, text=text, label=True)
+            for split in (data.train_split, data.validation_split, data.test_split)
+        )
+    head = describe_labels(train)
+    names = head.pop("names")
+    if names is not None:
+        head["id2label"] = dict(enumerate(names))
+        head["label2id"] = {name: i for i, name in enumerate(names)}
+        train, validation, test = (
+            encode_labels(dataset, head["label2id"], split)
+            for dataset, split in (
+                (train, data.train_split), (validation, data.validation_split), (test, data.test_split),
+            )
+        )  # fmt: skip
+        if arguments.balance_classes:
+            counts = np.bincount(train["label"], minlength=len(names))
+            head["class_weights"] = [float(weight) for weight in len(train) / (len(names) * counts)]
+    elif data.label_column.count(",") + 1 == head["num_labels"]:
+        head["id2label"] = dict(enumerate(data.label_column.split(",")))
+        head["label2id"] = {name: i for i, name in head["id2label"].items()}
+    model = arguments.load_model(CalmForSequenceClassification, regression_loss=arguments.regression_loss, **head)
+    model.get_input_embeddings().requires_grad_(False)  # the acoustic tokens are aligned with them as they are
+    if arguments.linear_probe:
+        model.calm.requires_grad_(False)
+    if arguments.modalities == "text":
+        train, validation, test = (d.remove_columns("audio").with_format(None) for d in (train, validation, test))
+
+    augmentation = WaveformAugmentation(speed=None) if arguments.augment else None
+    training.metric_for_best_model = best_metric(model.config.problem_type)
+    trainer = CalmTrainer(
+        model=model,
+        args=training,
+        data_collator=DataCollatorForCalmClassification(
+            processor, augmentation, SpecAugment() if arguments.augment else None
+        ),
+        eval_collator=DataCollatorForCalmClassification(processor),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=processor,
+        compute_metrics=lambda p: flat(scores(model.config, p.predictions, p.label_ids)),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    results = {"modalities": arguments.modalities}
+    for split, dataset in (("validation", validation), ("test", test)):
+        prediction = trainer.predict(dataset, metric_key_prefix=split)
+        results[split] = scores(model.config, prediction.predictions, prediction.label_ids)
+    trainer.save_model()
+    trainer.save_state()
+    if training.should_save:
+        write_results(training.output_dir, results)
+    return results
+
+
+def flat(values: dict) -> dict[str, float]:
+    """The numbers among the metrics, for the log."""
+    return {name: value for name, value in values.items() if isinstance(value, (int, float))}
+
+
+DEFAULTS = {
+    "output_dir": "runs/finetune", "num_train_epochs": 20, "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 32, "learning_rate": 5e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+    "weight_decay": 0.01, "max_grad_norm": 1.0, "logging_steps": 10, "eval_strategy": "epoch",
+    "save_strategy": "epoch", "save_total_limit": 1, "load_best_model_at_end": True,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

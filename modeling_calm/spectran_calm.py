@@ -1,0 +1,329 @@
+"""SpecTran, the Spectral Transformer of CALM: spectrogram patches to acoustic tokens.
+
+Dimensions: B clips, P patches, D values in a patch, S patches in an acoustic token, T acoustic tokens, W real windows
+in a batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_calm import CalmAudioConfig
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of (B, N, H) over the places where the (B, N) mask is set; zero for a row without any."""
+    mask = mask.to(values.dtype).unsqueeze(-1)
+    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+@dataclass
+class CalmAudioModelOutput(BaseModelOutputWithPooling):
+    """Output of [`CalmAudioModel`].
+
+    Args:
+        last_hidden_state: (B, T, hidden), zero where no token is real.
+        pooler_output: (B, hidden), the mean over real tokens.
+        acoustic_tokens_mask: (B, T) bool, true for a token whose window holds real audio.
+        hidden_states: `num_hidden_layers + 1` of (W, S, hidden), with `output_hidden_states=True`; windows in
+            row-major order of `acoustic_tokens_mask`.
+        attentions: one of (W, heads, S, S) a layer inside the windows, with `output_attentions=True`.
+        context_attentions: one of (B, heads, T, T) a context layer, with `output_context_attentions=True`.
+    """
+
+    acoustic_tokens_mask: torch.BoolTensor | None = None
+    context_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class CalmAudioEmbeddings(nn.Module):
+    """Patches (W, S, D) to sub-tokens (W, S, hidden), each with its place in the window."""
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.projection = nn.Linear(config.patch_dim, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.patches_per_token, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.projection(patches) + self.position_embeddings.weight)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain torch; query, key and value are (batch, heads, length, head width)."""
+    scores = query @ key.transpose(-2, -1) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + half) of (..., T, width) by the angles of their place: Su et al. 2021, eq. 34."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class CalmAudioAttention(nn.Module):
+    """Self-attention over the middle axis of (batch, length, hidden)."""
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, **kwargs):
+        shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        output, weights = attention(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.reshape(hidden_states.shape)), weights
+
+
+class CalmAudioMLP(nn.Module):
+    """Feed-forward part of a layer."""
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class CalmAudioLayer(GradientCheckpointingLayer):
+    """Transformer layer, normalised before each part."""
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = CalmAudioAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = CalmAudioMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, **kwargs):
+        attended, _ = self.attention(
+            self.layernorm_before(hidden_states), attention_mask, position_embeddings, **kwargs
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class CalmAudioPooling(nn.Module):
+    """Attentive pooling of a window, (W, S, hidden) to (W, hidden): each head weighs the sub-tokens on its own.
+
+    Our choice, after Okabe et al. 2018 ("Attentive Statistics Pooling"), without the deviation.
+    """
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.score = nn.Linear(config.hidden_size, config.num_attention_heads)
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.layernorm(hidden_states)
+        scores = self.score(hidden_states).masked_fill(~mask.unsqueeze(-1), -torch.inf)  # (W, S, heads)
+        weights = scores.softmax(dim=1, dtype=torch.float32).to(hidden_states.dtype)
+        heads = hidden_states.unflatten(-1, (weights.shape[-1], -1))  # (W, S, heads, head width)
+        return (weights.unsqueeze(-1) * heads).sum(1).flatten(1)
+
+
+class CalmAudioModel(PreTrainedModel):
+    """SpecTran: patches to acoustic tokens.
+
+    Layers run inside each window of S patches, on the W real windows only; attentive pooling makes one vector a
+    window; context layers with rotary positions run across the windows of a clip. Cost inside the windows is linear
+    in the length of the audio, and no length is too long.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_calm import CalmAudioConfig, CalmAudioModel
+
+    >>> config = CalmAudioConfig(hidden_size=32, num_hidden_layers=1, num_context_layers=1, num_attention_heads=2)
+    >>> model = CalmAudioModel(config).eval()
+    >>> output = model(torch.randn(1, 12, config.patch_dim))
+    >>> output.last_hidden_state.shape
+    torch.Size([1, 2, 32])
+
+    ```
+    """
+
+    config_class = CalmAudioConfig
+    base_model_prefix = "audio_model"
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CalmAudioEmbeddings", "CalmAudioLayer", "CalmAudioPooling"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(CalmAudioLayer, index=0, layer_name="layers"),
+        "attentions": OutputRecorder(CalmAudioAttention, index=1, layer_name="layers"),
+        "context_attentions": OutputRecorder(CalmAudioAttention, index=1, layer_name="context_layers"),
+    }
+
+    def __init__(self, config: CalmAudioConfig):
+        super().__init__(config)
+        self.embeddings = CalmAudioEmbeddings(config)
+        self.layers = nn.ModuleList(CalmAudioLayer(config) for _ in range(config.num_hidden_layers))
+        self.pooling = CalmAudioPooling(config)
+        self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.context_layers = nn.ModuleList(CalmAudioLayer(config) for _ in range(config.num_context_layers))
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, CalmAudioModel):
+            init.normal_(module.mask_embedding, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.projection
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.embeddings.projection = value
+
+    def encode_windows(self, input_features, input_features_mask=None, **kwargs):
+        """Each window by itself.
+
+        Args:
+            input_features: (B, P, D) patches, P a multiple of S.
+            input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
+
+        Returns:
+            (B, T, hidden) windows, zero where nothing is real, and the (B, T) bool mask of real ones.
+
+        Raises:
+            ValueError: if D is not `patch_dim`, P no multiple of S, or the mask of another shape.
+        """
+        batch, num_patches, patch_dim = input_features.shape
+        size = self.config.patches_per_token
+        if patch_dim != self.config.patch_dim:
+            raise ValueError(
+                f"`input_features` has {patch_dim} values a patch, this model reads {self.config.patch_dim}"
+                f" ({self.config.patch_frames} frames x {self.config.patch_bins} bins). Make the features with"
+                " `CalmFeatureExtractor.from_audio_config(model.config.audio_config)` or the checkpoint's processor."
+            )
+        if num_patches % size:
+            raise ValueError(
+                f"`input_features` has {num_patches} patches, which is no multiple of the {size} patches of an acoustic"
+                f" token. Pad with `feature_extractor.pad(..., pad_to_multiple_of={size})`."
+            )
+        if input_features_mask is None:
+            input_features_mask = torch.ones(batch, num_patches, dtype=torch.bool, device=input_features.device)
+        elif input_features_mask.shape != (batch, num_patches):
+            raise ValueError(
+                f"`input_features_mask` has shape {tuple(input_features_mask.shape)}; `input_features` needs"
+                f" {(batch, num_patches)}."
+            )
+        real = input_features_mask.bool()
+        input_features = input_features.masked_fill(~real.unsqueeze(-1), 0.0)  # first of all: 0 x NaN is NaN
+        real = real.view(batch, -1, size)  # (B, T, S)
+        tokens_mask = real.any(-1)  # (B, T)
+        chosen = tokens_mask
+        if not torch.compiler.is_compiling() and not tokens_mask.any():
+            # A batch without audio runs one empty window, so that on every rank every parameter takes part.
+            chosen, real = torch.zeros_like(tokens_mask), real.clone()
+            chosen[0, 0] = real[0, 0] = True
+        patches = input_features.view(batch, -1, size, patch_dim)[chosen]  # (W, S, D)
+        real = real[chosen]  # (W, S)
+
+        hidden_states = self.embeddings(patches.to(self.embeddings.projection.weight.dtype))  # (W, S, hidden)
+        attention_mask = create_bidirectional_mask(self.config, hidden_states, real)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        pooled = self.pooling(hidden_states, real)  # (W, hidden)
+        windows = pooled.new_zeros(*tokens_mask.shape, pooled.shape[-1])
+        windows = windows.masked_scatter(chosen.unsqueeze(-1), pooled)
+        return windows.masked_fill(~tokens_mask.unsqueeze(-1), 0.0), tokens_mask
+
+    def add_context(self, windows, tokens_mask, mask_time_indices=None, **kwargs):
+        """(B, T, hidden) windows to acoustic states of the same shape, each in view of the others.
+
+        `mask_time_indices` (B, T) bool replaces windows by the learned mask vector first.
+        """
+        if mask_time_indices is not None:
+            windows = torch.where(mask_time_indices.unsqueeze(-1), self.mask_embedding.to(windows.dtype), windows)
+        width = self.config.hidden_size // self.config.num_attention_heads
+        exponents = torch.arange(0, width, 2, device=windows.device, dtype=torch.float32) / width
+        places = torch.arange(windows.shape[1], device=windows.device, dtype=torch.float32)
+        angles = places[:, None] * self.config.rope_theta**-exponents  # (T, width / 2)
+        rotation = (angles.cos().to(windows.dtype), angles.sin().to(windows.dtype))
+        # A row without audio attends to its zeros: a softmax over nothing would be NaN.
+        attended = tokens_mask | ~tokens_mask.any(-1, keepdim=True)
+        attention_mask = create_bidirectional_mask(self.config, windows, attended)
+        for layer in self.context_layers:
+            windows = layer(windows, attention_mask, rotation, **kwargs)
+        return self.layernorm(windows).masked_fill(~tokens_mask.unsqueeze(-1), 0.0)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_features: torch.FloatTensor,
+        input_features_mask: torch.LongTensor | None = None,
+        mask_time_indices: torch.BoolTensor | None = None,
+        **kwargs,
+    ) -> CalmAudioModelOutput:
+        """Patches to acoustic tokens.
+
+        Args:
+            input_features: (B, P, D) patches, P a multiple of S.
+            input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
+            mask_time_indices: (B, T) bool, tokens to hide behind the learned mask vector.
+
+        Raises:
+            ValueError: if D is not `patch_dim`, P no multiple of S, or the mask of another shape.
+        """
+        windows, tokens_mask = self.encode_windows(input_features, input_features_mask, **kwargs)
+        states = self.add_context(windows, tokens_mask, mask_time_indices, **kwargs)
+        return CalmAudioModelOutput(
+            last_hidden_state=states, pooler_output=masked_mean(states, tokens_mask), acoustic_tokens_mask=tokens_mask
+        )
+
+
+__all__ = ["CalmAudioModel"]
