@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-# Raised when a field changes its meaning, so that an older package refuses a newer checkpoint instead of misreading it.
+# Raised when a field changes its meaning, so that an older package refuses a newer checkpoint rather than misread it.
 CONFIG_VERSION = 1
 
 # What `PreTrainedConfig` itself takes or writes besides its declared fields.

@@ -24,6 +24,10 @@ from .configuration_calm import CalmAudioConfig, CalmConfig
 from .loss_calm import audio_text_loss, classification_loss, mean_over_ranks, num_ranks, pair_loss
 from .spectran_calm import CalmAudioModel, CalmAudioModelOutput, masked_mean
 
+# What `from_text_pretrained` hands to the loading of the language model instead of to the configuration.
+LOADING_KEYWORDS = (
+    "revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "trust_remote_code", "dtype",
+)  # fmt: skip
 MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
 
 
@@ -119,8 +123,7 @@ class CalmPreTrainedModel(PreTrainedModel):
             kwargs: settings of [`CalmConfig`]; `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`,
                 `force_download`, `trust_remote_code` and `dtype` go to the loading of the language model.
         """
-        names = ["revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "trust_remote_code", "dtype"]
-        loading = {name: kwargs.pop(name) for name in names if name in kwargs}
+        loading = {name: kwargs.pop(name) for name in LOADING_KEYWORDS if name in kwargs}
         text_model = AutoModel.from_pretrained(name_or_path, **loading)
         loading.pop("dtype", None)
         if kwargs.get("special_token_ids") is None:
@@ -315,8 +318,8 @@ class CalmModel(CalmPreTrainedModel):
             seconds = self.config.audio_config.seconds_per_token
             raise ValueError(
                 f"Row {row} has {longest} lexical and acoustic tokens, and this language model has {limit} positions:"
-                f" beside its text {room * seconds:.1f} s of audio fit. Cut the recording into chunks (`chunk_length_s`"
-                " in examples/evaluate.py), pretrain with a larger `token_frames` in the audio configuration, or use a"
+                f" beside its text {max(room, 0) * seconds:.1f} s of audio fit. Cut the recording into chunks"
+                " (`chunk_length_s` in examples/evaluate.py), pretrain with a larger `token_frames` in the audio configuration, or use a"
                 " language model with more positions."
             )
         return longest

@@ -250,7 +250,7 @@ class CalmAudioModel(PreTrainedModel):
             )
         if num_patches % size:
             raise ValueError(
-                f"`input_features` has {num_patches} patches, which is no multiple of the {size} patches of an acoustic"
+                f"`input_features` has {num_patches} patches, no multiple of the {size} patches of an acoustic"
                 f" token. Pad with `feature_extractor.pad(..., pad_to_multiple_of={size})`."
             )
         if input_features_mask is None:
