@@ -90,7 +90,9 @@ def scores(config, logits: np.ndarray, labels: np.ndarray) -> dict:
 
 def best_metric(problem_type: str) -> str:
     """The metric that chooses the checkpoint."""
-    return {"regression": "ccc", "multi_label_classification": "weighted_f1"}.get(problem_type, "uar")
+    return {"regression": "ccc", "multi_label_classification": "weighted_f1"}.get(
+        problem_type, "unweighted_average_recall"
+    )
 
 
 def main(argv: list[str] | None = None) -> dict:

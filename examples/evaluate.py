@@ -1,0 +1,178 @@
+"""Evaluate checkpoints on a split: retrieval, geometry and word reading, or emotion recognition with its baselines.
+
+    python examples/evaluate.py --models runs/commands --dataset FOLDER
+    python examples/evaluate.py --models runs/emotion/calm-* --compare_models runs/emotion/scratch-* --egemaps \
+        --dataset FOLDER
+
+Several `--models` are seeds of one system: figures are means over them, with a 95 % bootstrap interval over the clips.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+from datasets import Dataset
+from finetune import encode_labels, flat, scores
+from scoring import classify, embed, load_checkpoint, word_reading
+from speech_data import DataArguments, read_split
+from training import parse_arguments
+
+from modeling_calm import CalmForPreTraining
+from processing.bootstrap import bootstrap_interval, paired_bootstrap
+from processing.metrics import unweighted_average_recall
+from processing.retrieval import alignment, audio_text_retrieval, modality_gap, uniformity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationArguments:
+    """What is evaluated, and against what."""
+
+    models: list[str] = field(default_factory=list, metadata={"help": "Runs or Hub names; seeds of one system."})
+    compare_models: list[str] = field(default_factory=list, metadata={"help": "Seeds of the system to compare with."})
+    egemaps: bool = field(default=False, metadata={"help": "Add the baseline eGeMAPS + linear SVM."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    modalities: str | None = field(default=None, metadata={"help": "both, audio or text; by default as trained."})
+    chunk_length_s: float | None = field(
+        default=None, metadata={"help": "Classify longer recordings in chunks of at most this many seconds."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Clips at once."})
+    output: str | None = field(default=None, metadata={"help": "JSON file; by default evaluation.json in the run."})
+
+
+def evaluate_alignment(model, processor, dataset: Dataset, batch_size: int) -> dict[str, float]:
+    """Retrieval in both directions, geometry of the aligned space, and word reading."""
+    embeds = embed(model, processor, dataset, batch_size)
+    audio, text = embeds["audio_embeds"], embeds["text_embeds"]
+    return {
+        **audio_text_retrieval(audio, text, list(dataset["text"])),
+        "alignment": alignment(audio, text),
+        "uniformity_audio": uniformity(audio),
+        "uniformity_text": uniformity(text),
+        "modality_gap": modality_gap(audio, text),
+        **word_reading(model, processor, dataset, batch_size),
+    }
+
+
+def trained_modalities(folder: str) -> str:
+    """The modalities a classifier was trained on, from its run's `config.yaml`."""
+    file = Path(folder) / "config.yaml"
+    return yaml.safe_load(file.read_text()).get("modalities", "both") if file.exists() else "both"
+
+
+def classify_with(folders: list[str], arguments: EvaluationArguments, data: DataArguments) -> tuple:
+    """Logits of every seed (S, N, K), labels (N,) or (N, K), and the configuration of the last one."""
+    all_logits = []
+    for folder in folders:
+        model, processor = load_checkpoint(folder)
+        modalities = arguments.modalities or trained_modalities(folder)
+        rate = processor.feature_extractor.sampling_rate
+        dataset = read_split(data, arguments.split, rate, text=modalities != "audio", label=True)
+        if model.config.problem_type == "single_label_classification":
+            dataset = encode_labels(dataset, model.config.label2id, arguments.split)
+        all_logits.append(
+            classify(model, processor, dataset, arguments.batch_size, modalities, arguments.chunk_length_s)
+        )
+    return np.stack(all_logits), np.asarray(dataset["label"]), model.config
+
+
+def egemaps_predictions(data: DataArguments, split: str, label2id: dict[str, int]) -> np.ndarray:
+    """Predictions of a linear SVM on the 88 eGeMAPS functionals (Eyben et al. 2016), standardised.
+
+    C is chosen on the validation split among 0.001 to 1; training never sees the split to evaluate.
+    """
+    import opensmile  # the `baseline` extra
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    features, labels = {}, {}
+    for name in dict.fromkeys((data.train_split, data.validation_split, split)):
+        dataset = encode_labels(read_split(data, name, 16000, text=False, label=True), label2id, name)
+        features[name] = np.concatenate([smile.process_signal(row["audio"], 16000).to_numpy() for row in dataset])
+        labels[name] = np.asarray(dataset["label"])
+    fitted = {}
+    for c in (0.001, 0.01, 0.1, 1.0):
+        machine = make_pipeline(StandardScaler(), LinearSVC(C=c, class_weight="balanced", random_state=0))
+        machine.fit(features[data.train_split], labels[data.train_split])
+        found = machine.predict(features[data.validation_split])
+        fitted[c] = (unweighted_average_recall(labels[data.validation_split], found), machine)
+    c, (validation, machine) = max(fitted.items(), key=lambda item: item[1][0])
+    logger.info("eGeMAPS + linear SVM: C = %g, UAR %.3f on validation", c, validation)
+    return machine.predict(features[split])
+
+
+def evaluate_classifiers(arguments: EvaluationArguments, data: DataArguments) -> dict:
+    """The metrics of the problem, means over seeds; for classes UAR with its interval, and paired comparisons."""
+    logits, labels, config = classify_with(arguments.models, arguments, data)
+    each = [scores(config, one, labels) for one in logits]
+    results = {name: float(np.mean([one[name] for one in each])) for name in flat(each[0])}
+    results["seeds"] = each
+    if config.problem_type != "single_label_classification":
+        return results
+    predictions = logits.argmax(-1)  # (S, N)
+    results["unweighted_average_recall_interval"] = bootstrap_interval(
+        unweighted_average_recall, labels, predictions
+    )._asdict()
+    others = {}
+    if arguments.compare_models:
+        others["compared"] = classify_with(arguments.compare_models, arguments, data)[0].argmax(-1)
+    if arguments.egemaps:
+        others["egemaps_svm"] = egemaps_predictions(data, arguments.split, config.label2id)
+    for name, other in others.items():
+        interval = bootstrap_interval(unweighted_average_recall, labels, other)
+        difference = paired_bootstrap(unweighted_average_recall, labels, predictions, other)
+        results[name] = {
+            "unweighted_average_recall_interval": interval._asdict(),
+            "difference": difference._asdict(),
+            "above": difference.above_zero,
+        }
+    return results
+
+
+def as_table(results: dict) -> str:
+    """The figures of one evaluation as a Markdown table."""
+    lines = ["| measure | value |", "|---|---|"]
+    for name, value in results.items():
+        if name.endswith("_interval"):
+            lines.append(f"| {name} | {value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}] |")
+        elif isinstance(value, dict) and "difference" in value:
+            uar, gain = value["unweighted_average_recall_interval"], value["difference"]
+            lines.append(
+                f"| {name}: unweighted_average_recall | {uar['estimate']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}] |"
+            )
+            lines.append(
+                f"| gain over {name} | {gain['estimate']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+                f" ({'above' if value['above'] else 'not above'}) |"
+            )
+        elif isinstance(value, (int, float)):
+            lines.append(f"| {name} | {value:.3f} |" if isinstance(value, float) else f"| {name} | {value} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments, data = parse_arguments(EvaluationArguments, DataArguments, arguments=argv)
+    logging.basicConfig(level=logging.INFO)
+    if not arguments.models:
+        raise ValueError("Name at least one checkpoint with `--models`.")
+    model, processor = load_checkpoint(arguments.models[0])
+    if isinstance(model, CalmForPreTraining):
+        dataset = read_split(data, arguments.split, processor.feature_extractor.sampling_rate)
+        results = evaluate_alignment(model, processor, dataset, arguments.batch_size)
+    else:
+        results = evaluate_classifiers(arguments, data)
+    report = {"arguments": asdict(arguments), "dataset": data.dataset, "results": results}
+    output = Path(arguments.output or Path(arguments.models[0]) / "evaluation.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print(as_table(results))
+    return results
+
+
+if __name__ == "__main__":
+    main()

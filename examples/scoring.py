@@ -1,0 +1,108 @@
+"""Running a checkpoint over a data set: embeddings, nearest words, class logits. Every clip is scored, in order."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoProcessor
+
+from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
+from processing import CalmProcessor, DataCollatorForCalmClassification, DataCollatorForCalmPreTraining
+
+Checkpoint = CalmForPreTraining | CalmForSequenceClassification
+
+
+def load_checkpoint(folder: str) -> tuple[Checkpoint, CalmProcessor]:
+    """The model that was saved in a run's folder or a Hub repository, ready to evaluate, and its processor.
+
+    Raises:
+        ValueError: if the checkpoint is neither a pretrained model nor a classifier of CALM.
+    """
+    classes = {kind.__name__: kind for kind in (CalmForPreTraining, CalmForSequenceClassification)}
+    names = AutoConfig.from_pretrained(folder).architectures or []
+    if not names or names[0] not in classes:
+        raise ValueError(f"'{folder}' holds {names}, not one of {sorted(classes)}.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return classes[names[0]].from_pretrained(folder).to(device).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def batches(model: Checkpoint, collator, rows, batch_size: int):
+    """Batches of the rows in order, on the model's device."""
+    for start in range(0, len(rows), batch_size):
+        batch = collator([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
+        yield {name: value.to(model.device) for name, value in batch.items()}
+
+
+@torch.no_grad()
+def embed(
+    model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int
+) -> dict[str, np.ndarray]:
+    """`audio_embeds` and `text_embeds`, (N, E) each."""
+    collator = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+    audio, text = [], []
+    for batch in batches(model, collator, dataset, batch_size):
+        audio.append(
+            model.calm.get_audio_features(batch["input_features"], batch["input_features_mask"]).pooler_output
+        )
+        text.append(model.calm.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output)
+    return {"audio_embeds": torch.cat(audio).cpu().numpy(), "text_embeds": torch.cat(text).cpu().numpy()}
+
+
+@torch.no_grad()
+def word_reading(
+    model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int, top_k: int = 5
+) -> dict[str, float]:
+    """Share of acoustic tokens among whose nearest wordpieces stands a piece of the clip's transcript.
+
+    Beside it the same share against the transcript of another clip, the next one that differs. Special and unused
+    pieces are never answered.
+    """
+    tokenizer = processor.tokenizer
+    unused = [index for piece, index in tokenizer.get_vocab().items() if piece.startswith("[unused")]
+    pieces = [set(ids) for ids in tokenizer(list(dataset["text"]), add_special_tokens=False)["input_ids"]]
+    others = [next((p for p in pieces[i + 1 :] + pieces[:i] if p != own), set()) for i, own in enumerate(pieces)]
+    collator = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+    hits, chance, total, clip = 0, 0, 0, 0
+    for batch in batches(model, collator, dataset, batch_size):
+        nearest = model.calm.nearest_tokens(
+            batch["input_features"], batch["input_features_mask"], top_k=top_k, excluded_token_ids=unused
+        )
+        for tokens, real in zip(nearest.token_ids.tolist(), nearest.acoustic_tokens_mask.tolist(), strict=True):
+            for token, is_real in zip(tokens, real, strict=True):
+                total += is_real
+                hits += is_real and not pieces[clip].isdisjoint(token)
+                chance += is_real and not others[clip].isdisjoint(token)
+            clip += 1
+    return {"word_reading": hits / total, "word_reading_other_transcript": chance / total, "acoustic_tokens": total}
+
+
+@torch.no_grad()
+def classify(
+    model: CalmForSequenceClassification,
+    processor: CalmProcessor,
+    dataset: Dataset,
+    batch_size: int,
+    modalities: str = "both",
+    chunk_length_s: float | None = None,
+) -> np.ndarray:
+    """Logits (N, K).
+
+    With `chunk_length_s` a longer recording is cut into equal chunks of at most that many seconds, each is classified
+    beside the whole transcript, and the logits are averaged.
+    """
+    rate = processor.feature_extractor.sampling_rate
+    rows, owners = [], []
+    for i, row in enumerate(dataset):
+        row = {
+            "audio": row["audio"] if modalities != "text" else None,
+            "text": row["text"] if modalities != "audio" else None,
+        }
+        count = 1
+        if row["audio"] is not None and chunk_length_s is not None:
+            count = max(1, int(np.ceil(len(row["audio"]) / (chunk_length_s * rate))))
+        pieces = [None] if row["audio"] is None else np.array_split(row["audio"], count)
+        rows += [{**row, "audio": piece} for piece in pieces]
+        owners += [i] * len(pieces)
+    collator = DataCollatorForCalmClassification(processor)
+    logits = torch.cat([model(**batch).logits for batch in batches(model, collator, rows, batch_size)]).cpu().numpy()
+    owners = np.asarray(owners)
+    return np.stack([logits[owners == i].mean(0) for i in range(len(dataset))])
