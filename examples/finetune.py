@@ -174,6 +174,7 @@ DEFAULTS = {
     "per_device_eval_batch_size": 32, "learning_rate": 5e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
     "weight_decay": 0.01, "max_grad_norm": 1.0, "logging_steps": 10, "eval_strategy": "epoch",
     "save_strategy": "epoch", "save_total_limit": 1, "load_best_model_at_end": True,
+    "dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_pin_memory": False,
 }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def retrieval(tokenizer, prediction) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> dict:
     arguments, data, training = parse_arguments(
-        PretrainingArguments, DataArguments, CalmTrainingArguments, arguments=argv, defaults=demo_defaults(argv)
+        PretrainingArguments, DataArguments, CalmTrainingArguments, arguments=argv, defaults=DEFAULTS
     )
     logging.basicConfig(level=logging.INFO if training.should_log else logging.WARNING)
     # The ids of the transcripts stand in for labels: `compute_metrics` tells equal transcripts by them.
@@ -119,15 +119,15 @@ def main(argv: list[str] | None = None) -> dict:
     return metrics
 
 
-def demo_defaults(argv: list[str] | None) -> dict:
-    """Without any argument the demo configuration runs."""
-    return {
-        "output_dir": "runs/pretrain", "num_train_epochs": 20, "per_device_train_batch_size": 64,
-        "per_device_eval_batch_size": 64, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
-        "weight_decay": 0.01, "max_grad_norm": 1.0, "logging_steps": 10, "eval_strategy": "epoch",
-        "save_strategy": "epoch", "save_total_limit": 1, "load_best_model_at_end": True,
-        "metric_for_best_model": "audio_to_text_map@10",
-    }  # fmt: skip
+# Without any argument these and the default data set make the demo.
+DEFAULTS = {
+    "output_dir": "runs/pretrain", "num_train_epochs": 20, "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+    "weight_decay": 0.01, "max_grad_norm": 1.0, "logging_steps": 10, "eval_strategy": "epoch",
+    "save_strategy": "epoch", "save_total_limit": 1, "load_best_model_at_end": True,
+    "metric_for_best_model": "audio_to_text_map@10", "dataloader_num_workers": 1,
+    "dataloader_persistent_workers": True, "dataloader_pin_memory": False,
+}  # fmt: skip
 
 
 if __name__ == "__main__":
