@@ -8,11 +8,9 @@ real numbers (`--label_column valence,arousal`) are regression. Model selection 
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from demo_corpus import build_demo_corpus
 from speech_data import DataArguments, read_split
 from training import (
     CalmTrainer,
@@ -103,9 +101,6 @@ def main(argv: list[str] | None = None) -> dict:
     training.remove_unused_columns, training.label_names = False, ["labels"]
     checkpoint = start_run(training, arguments, data)
     set_seed(training.seed)
-    if data.dataset == "demo":
-        with training.main_process_first(desc="the demo corpus"):
-            data.dataset = str(build_demo_corpus(Path("runs/demo/corpus")))
     text = arguments.modalities != "audio"
     processor = arguments.load_processor()
     rate = processor.feature_extractor.sampling_rate

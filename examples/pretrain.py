@@ -10,10 +10,8 @@ with `--model ALIGNED_RUN` and trains SpecTran and the language model on all fou
 import logging
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from demo_corpus import build_demo_corpus
 from speech_data import DataArguments, read_split
 from training import (
     CalmTrainer,
@@ -82,9 +80,6 @@ def main(argv: list[str] | None = None) -> dict:
     training.dataloader_drop_last = True
     checkpoint = start_run(training, arguments, data)
     set_seed(training.seed)
-    if data.dataset == "demo":
-        with training.main_process_first(desc="the demo corpus"):
-            data.dataset = str(build_demo_corpus(Path("runs/demo/corpus")))
     processor = arguments.load_processor()
     model = arguments.load_model(CalmForPreTraining, **objectives(arguments))
     freeze(model, arguments)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Audio, Dataset, Features, Sequence, Value, load_dataset
+from demo_corpus import build_demo_corpus
 
 from processing import AudioError, load_audio
 
 logger = logging.getLogger(__name__)
 
+DEMO_CORPUS = Path("runs/demo/corpus")
 AUDIO_FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -48,6 +50,8 @@ def load_split(arguments: DataArguments, split: str) -> Dataset:
         ValueError: if the data set or the split is not there; names what is.
     """
     source = Path(arguments.dataset).expanduser()
+    if arguments.dataset == "demo":
+        source = build_demo_corpus(DEMO_CORPUS)
     name = re.match(r"\w*", split)[0]
     if source.is_file():
         return _load_manifest(source, name, split, arguments.audio_column)

@@ -105,9 +105,9 @@ def start_run(training: CalmTrainingArguments, *options) -> str | None:
     """
     folder = Path(training.output_dir)
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if (folder / "config.yaml").exists() and not training.resume:
+    if training.process_index == 0 and (folder / "config.yaml").exists() and not training.resume:
         raise ValueError(
-            f"'{folder}' already holds a run. Choose another `--output_dir`, go on with it by `--resume`, or remove it."
+            f"'{folder}' already holds a run. Choose another `--output_dir`, go on by `--resume`, or remove it."
         )
     if training.should_save:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ tokens, N = L + T, H width of the language model, E width of its word embeddings
 """
 
 import inspect
+import os
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +126,8 @@ class CalmPreTrainedModel(PreTrainedModel):
         """
         loading = {name: kwargs.pop(name) for name in LOADING_KEYWORDS if name in kwargs}
         text_model = AutoModel.from_pretrained(name_or_path, **loading)
+        if os.path.isdir(name_or_path):
+            text_model.config._name_or_path = ""  # a folder of this machine has no place in a checkpoint
         loading.pop("dtype", None)
         if kwargs.get("special_token_ids") is None:
             kwargs["special_token_ids"] = sorted(
@@ -137,7 +140,6 @@ class CalmPreTrainedModel(PreTrainedModel):
         weights = {k: v for k, v in text_model.state_dict().items() if k in base.text_model.state_dict()}
         base.text_model.load_state_dict(weights)
         base.describe_vocabulary()
-        model.config.name_or_path = ""
         return model
 
 
@@ -404,6 +406,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
         self.acoustic_head = nn.Linear(config.hidden_size, embeddings.embedding_dim)
         path = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.decoder.weight": f"{path}.weight"}
+        if config.tie_word_embeddings:
+            self._keys_to_ignore_on_save = ["lm_head.decoder.weight"]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
