@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict:
         train, validation, test = (d.remove_columns("audio").with_format(None) for d in (train, validation, test))
 
     augmentation = WaveformAugmentation(speed=None) if arguments.augment else None
-    training.metric_for_best_model = best_metric(model.config.problem_type)
+    training.metric_for_best_model, training.greater_is_better = best_metric(model.config.problem_type), True
     trainer = CalmTrainer(
         model=model,
         args=training,

@@ -8,8 +8,9 @@ from functools import lru_cache
 import torch
 from transformers.audio_utils import mel_filter_bank
 
-# Power of a mel bin below which even a silent clip is not read, so that its logarithm is finite. Our choice.
-SILENCE_POWER = 1e-10
+# Power of a mel bin below which nothing is read, so that the logarithm of digital silence is finite. Our choice: far
+# below the 1e-9 of half a step of 16-bit PCM, or the level of a quiet recording would show.
+SILENCE_POWER = 1e-20
 LOWEST_FREQUENCY = 20.0  # Hz, below which microphones hold hum and offset, not speech; Kaldi's choice
 
 
@@ -97,8 +98,10 @@ def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
     """
     past_end = ~real_frames(num_frames, log_mel.shape[1])
     count = num_frames[:, None, None]
-    mean = log_mel.masked_fill(past_end, 0.0).sum(1, keepdim=True) / count
-    centred = (log_mel - mean).masked_fill_(past_end, 0.0)
+    # Counted from the first frame, a bin that never moves is zero to the bit, not the rounding of a sum over a deviation
+    # of nothing; the upper bins of telephone speech are such.
+    log_mel = (log_mel - log_mel[:, :1]).masked_fill_(past_end, 0.0)
+    centred = (log_mel - log_mel.sum(1, keepdim=True) / count).masked_fill_(past_end, 0.0)
     deviation = (centred.square().sum(1, keepdim=True) / count).sqrt_()
     return centred / deviation.add_(1e-2)  # the constant keeps a bin that never moves from being blown up
 
