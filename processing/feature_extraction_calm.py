@@ -4,6 +4,8 @@ Dimensions: B clips, F frames, M mel bins, P patches, D values in a patch, S pat
 tokens; P = T x S.
 """
 
+import math
+
 import numpy as np
 import torch
 from transformers import BatchFeature
@@ -176,7 +178,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
             padding: `True` pads to the longest clip, `"max_length"` to `max_length`, `False` leaves each its length.
             max_length: in patches, rounded up to whole acoustic tokens.
             truncation: whether to cut clips longer than `max_length`.
-            pad_to_multiple_of: in patches; a multiple of S.
+            pad_to_multiple_of: in patches, raised to the next common multiple with S.
             return_tensors: `"pt"` or `"np"`; by default numpy arrays.
             device: where the spectrogram is computed, and where it stays with `return_tensors="pt"`.
 
@@ -218,6 +220,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         if padding is False and not truncation:
             return BatchFeature(rows, tensor_type=return_tensors)
         max_length = max_length and -(-max_length // token) * token
+        pad_to_multiple_of = pad_to_multiple_of and math.lcm(pad_to_multiple_of, token)
         batch = self.pad(rows, padding, max_length, truncation, pad_to_multiple_of, return_tensors=return_tensors)
         return batch.to(device) if return_tensors == "pt" else batch
 

