@@ -26,6 +26,9 @@ from modeling_calm import CalmForSequenceClassification
 from processing import DataCollatorForCalmClassification, SpecAugment, WaveformAugmentation
 from processing.metrics import classification_metrics, concordance_correlation_coefficient, multilabel_metrics
 
+# Speed stays: a tape played faster is a higher voice, and the pitch tells the emotion.
+WAVEFORM_AUGMENTATION = WaveformAugmentation(speed=None, noise_probability=0.3)
+SPEC_AUGMENT = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
 MODALITIES = ("both", "audio", "text")
 
 
@@ -133,13 +136,14 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.modalities == "text":
         train, validation, test = (d.remove_columns("audio").with_format(None) for d in (train, validation, test))
 
-    augmentation = WaveformAugmentation(speed=None) if arguments.augment else None
     training.metric_for_best_model, training.greater_is_better = best_metric(model.config.problem_type), True
     trainer = CalmTrainer(
         model=model,
         args=training,
         data_collator=DataCollatorForCalmClassification(
-            processor, augmentation, SpecAugment() if arguments.augment else None
+            processor,
+            waveform_augmentation=WAVEFORM_AUGMENTATION if arguments.augment else None,
+            spec_augment=SPEC_AUGMENT if arguments.augment else None,
         ),
         eval_collator=DataCollatorForCalmClassification(processor),
         train_dataset=train,

