@@ -17,8 +17,8 @@ CONFIG_VERSION = 1
 
 # What `PreTrainedConfig` itself takes or writes besides its declared fields.
 LIBRARY_KEYWORDS = {
-    "attn_implementation", "auto_map", "model_type", "name_or_path", "num_labels", "output_attentions", "torch_dtype",
-    "_attn_implementation", "_commit_hash", "_name_or_path",
+    "attn_implementation", "auto_map", "custom_pipelines", "model_type", "name_or_path", "num_labels",
+    "output_attentions", "quantization_config", "torch_dtype", "_attn_implementation", "_commit_hash", "_name_or_path",
 }  # fmt: skip
 
 
@@ -126,8 +126,8 @@ class CalmAudioConfig(PreTrainedConfig):
     config_version: int = CONFIG_VERSION
 
     def __post_init__(self, **kwargs):
+        check_version(self)  # first: what is a typo to this version may be a setting of a newer one
         check_keywords(self, kwargs)
-        check_version(self)
         super().__post_init__(**kwargs)
         self.auto_map = {
             **(getattr(self, "auto_map", None) or {}),
@@ -152,6 +152,8 @@ class CalmAudioConfig(PreTrainedConfig):
                 f"Rotary positions turn pairs of channels, so `hidden_size // num_attention_heads` must be even; it is"
                 f" {self.hidden_size // self.num_attention_heads}."
             )
+        if min(self.sampling_rate, self.hop_length) < 1:
+            raise ValueError("`sampling_rate` and `hop_length` must be positive.")
         if self.num_hidden_layers < 0 or self.num_context_layers < 0:
             raise ValueError("`num_hidden_layers` and `num_context_layers` cannot be negative.")
 
@@ -240,15 +242,15 @@ class CalmConfig(PreTrainedConfig):
     contrastive_chunk_size: int | None = None
     special_token_ids: list[int] | None = None
     classifier_dropout: float | int = 0.1
-    class_weights: list[float] | None = None
+    class_weights: list[float | int] | None = None
     regression_loss: Literal["mse", "ccc"] = "mse"
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     config_version: int = CONFIG_VERSION
 
     def __post_init__(self, **kwargs):
-        check_keywords(self, kwargs)
         check_version(self)
+        check_keywords(self, kwargs)
         super().__post_init__(**kwargs)
         self.auto_map = {
             **(getattr(self, "auto_map", None) or {}),
@@ -260,12 +262,15 @@ class CalmConfig(PreTrainedConfig):
         }
 
     def validate_objectives(self):
-        """Weights are not negative, a chunk holds at least one clip, class weights match the labels."""
+        """No weight is negative, a chunk holds at least one clip, the problem is known, each label has a weight."""
         for name in ("audio_text", "audio_audio", "masked_language", "masked_acoustic"):
             if getattr(self, f"{name}_loss_weight") < 0:
                 raise ValueError(f"`{name}_loss_weight` cannot be negative.")
         if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
             raise ValueError("`contrastive_chunk_size` must be at least 1, or None for the whole batch at once.")
+        problems = ("single_label_classification", "multi_label_classification", "regression")
+        if self.problem_type is not None and self.problem_type not in problems:
+            raise ValueError(f"`problem_type` must be one of {problems} or None; it is {self.problem_type!r}.")
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:
             raise ValueError(
                 f"`class_weights` has {len(self.class_weights)} entries for {self.num_labels} labels; give one each."

@@ -30,9 +30,10 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # what came in may serve other branches too
         dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+        size = len(gradient) // dist.get_world_size()
+        return gradient[dist.get_rank() * size :][:size]
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -43,7 +44,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     counts = torch.cat(counts).tolist()
     padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
-    blocks = _GatherRows.apply(torch.cat([rows, padding])).split(max(counts))
+    blocks = _GatherRows.apply(torch.cat([rows, padding])).unflatten(0, (len(counts), max(counts)))
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
@@ -168,6 +169,8 @@ def concordance_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config) -> torch.Tensor:
     """The loss of `config.problem_type`, which is guessed from the labels as transformers does where it is unset.
 
+    One guess is ours: with `regression_loss="ccc"` fractional labels are regression targets, not several classes.
+
     Args:
         logits: (B, K).
         labels: (B,) classes, or (B, K) multi-label or regression targets.
@@ -175,18 +178,20 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config) -> t
     Raises:
         ValueError: for a class outside [0, K), or labels whose shape does not fit the problem.
     """
-    problem = config.problem_type
+    logits, problem = logits.float(), config.problem_type
     if problem is None:
-        integers = not labels.is_floating_point()
-        problem = "regression" if config.num_labels == 1 else "single_label" if integers else "multi_label"
+        if config.num_labels == 1 or (config.regression_loss == "ccc" and labels.is_floating_point()):
+            problem = "regression"
+        else:
+            problem = "multi_label" if labels.is_floating_point() else "single_label"
     weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
     if problem.startswith("single_label"):
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < config.num_labels):
             raise ValueError(f"Labels must lie in [0, {config.num_labels}); these reach {labels.tolist()}.")
-        return cross_entropy(logits.float(), labels.view(-1).long(), weight=weights)
-    targets = labels.view(len(logits), -1).to(logits.dtype)
-    if targets.shape != logits.shape:
+        return cross_entropy(logits, labels.view(-1).long(), weight=weights)
+    if labels.shape not in (logits.shape, logits.squeeze(-1).shape):
         raise ValueError(f"Labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}.")
+    targets = labels.view_as(logits).to(logits.dtype)
     if problem.startswith("multi_label"):
         return binary_cross_entropy_with_logits(logits, targets, weight=weights)
     return concordance_loss(logits, targets) if config.regression_loss == "ccc" else mse_loss(logits, targets)

@@ -39,7 +39,7 @@ class CalmModelOutput(BaseModelOutputWithPooling):
     Args:
         last_hidden_state: (B, L + T, H), lexical then acoustic places as given, zero where masked.
         pooler_output: (B, H), the mean over real places.
-        acoustic_tokens: (B, T, E), relative to the mean of the vocabulary.
+        acoustic_tokens: (B, T, E), relative to the mean of the vocabulary, zero where masked.
         acoustic_tokens_mask: (B, T) bool.
         audio_embeds: (B, E), L2-normalised mean of the acoustic tokens; zero for a row without audio.
         text_embeds: (B, E), L2-normalised mean of the centred word embeddings; zero for a row without text.
@@ -176,6 +176,7 @@ class CalmModel(CalmPreTrainedModel):
         width = self.text_model.get_input_embeddings().embedding_dim
         self.audio_projection = nn.Linear(config.audio_config.hidden_size, width)
         self.word_embedding_mean = nn.Buffer(torch.zeros(width))
+        self.word_embedding_norm = nn.Buffer(torch.ones(()))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -186,12 +187,21 @@ class CalmModel(CalmPreTrainedModel):
 
     @torch.no_grad()
     def describe_vocabulary(self):
-        """Take the mean of the word embeddings, the origin of the aligned space."""
-        init.copy_(self.word_embedding_mean, self.get_input_embeddings().weight.mean(0))
+        """Take the mean of the word embeddings, the origin of the aligned space, and their root-mean-square norm."""
+        words = self.get_input_embeddings().weight
+        init.copy_(self.word_embedding_mean, words.mean(0))
+        init.copy_(self.word_embedding_norm, (words - words.mean(0)).square().sum(-1).mean().sqrt())
 
-    def project(self, states: torch.Tensor) -> torch.Tensor:
-        """(..., hidden) acoustic states to (..., E) acoustic tokens, relative to the mean of the vocabulary."""
-        return self.audio_projection(states)
+    def project(self, states: torch.Tensor, tokens_mask: torch.Tensor) -> torch.Tensor:
+        """(B, T, hidden) acoustic states to (B, T, E) acoustic tokens, relative to the mean of the vocabulary.
+
+        Contrast sees directions only and lets the norm drift, but the language model adds positions to what it is
+        given. So the tokens of a clip get the root-mean-square norm of the word embeddings; which of them weigh more
+        than others, and the direction of their mean, stay. Our choice.
+        """
+        tokens = self.audio_projection(states).masked_fill(~tokens_mask.unsqueeze(-1), 0.0)
+        power = masked_mean(tokens.float().square().sum(-1, keepdim=True), tokens_mask)  # (B, 1)
+        return tokens * (self.word_embedding_norm * (power + 1e-12).rsqrt()).unsqueeze(1).to(tokens.dtype)
 
     def pool_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """The text target (B, E): centred word embeddings averaged over real, not special tokens, L2-normalised."""
@@ -214,7 +224,7 @@ class CalmModel(CalmPreTrainedModel):
             The output of [`CalmAudioModel`] whose `pooler_output` is the (B, E) L2-normalised embedding.
         """
         outputs = self.audio_model(input_features, input_features_mask, **kwargs)
-        tokens = self.project(outputs.last_hidden_state)
+        tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)
         outputs.pooler_output = normalize(masked_mean(tokens, outputs.acoustic_tokens_mask), dim=-1)
         return outputs
 
@@ -246,7 +256,7 @@ class CalmModel(CalmPreTrainedModel):
             excluded_token_ids: never answered, besides `config.special_token_ids`; e.g. unused pieces.
         """
         outputs = self.audio_model(input_features, input_features_mask)
-        tokens = normalize(self.project(outputs.last_hidden_state), dim=-1)  # (B, T, E)
+        tokens = normalize(self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask), dim=-1)  # (B, T, E)
         words = normalize(self.get_input_embeddings().weight - self.word_embedding_mean, dim=-1)  # (V, E)
         cosines = tokens @ words.T
         cosines[..., [*(self.config.special_token_ids or []), *(excluded_token_ids or [])]] = -torch.inf
@@ -360,7 +370,8 @@ class CalmModel(CalmPreTrainedModel):
             tokens, tokens_mask = words[:, :0], words_mask[:, :0]
         else:
             audio = self.audio_model(input_features, input_features_mask)
-            tokens, tokens_mask = self.project(audio.last_hidden_state), audio.acoustic_tokens_mask
+            tokens_mask = audio.acoustic_tokens_mask
+            tokens = self.project(audio.last_hidden_state, tokens_mask)
         outputs = self.fuse(words, words_mask, token_type_ids, tokens, tokens_mask, **kwargs)
         return CalmModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -430,7 +441,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         words_mask = words_mask.bool()
         unmasked_ids = input_ids if labels is None else torch.where(labels != -100, labels, input_ids)
         windows, tokens_mask = audio_model.encode_windows(batch["input_features"], batch.get("input_features_mask"))
-        tokens = self.calm.project(audio_model.add_context(windows, tokens_mask))  # (B, T, E)
+        tokens = self.calm.project(audio_model.add_context(windows, tokens_mask), tokens_mask)  # (B, T, E)
         encoded = {
             "audio_embeds": normalize(masked_mean(tokens, tokens_mask), dim=-1),
             "text_embeds": self.calm.pool_text(unmasked_ids, words_mask),
@@ -447,7 +458,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
                 visible, masked = tokens, torch.zeros_like(tokens_mask)
             else:
                 masked = masked & tokens_mask
-                visible = self.calm.project(audio_model.add_context(windows, tokens_mask, masked))
+                visible = self.calm.project(audio_model.add_context(windows, tokens_mask, masked), tokens_mask)
             words = self.get_input_embeddings()(input_ids)
             states = self.calm.fuse(words, words_mask, batch.get("token_type_ids"), visible, tokens_mask)
             states = states.last_hidden_state
