@@ -127,3 +127,58 @@ def noise():
         return np.random.default_rng(seed).normal(scale=0.1, size=round(seconds * 16000)).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pretraining_batch(audio_config_values):
+    """`pretraining_batch(words=..., windows=..., seed=0)`: a padded batch of the toys with all masks drawn.
+
+    `words` and `windows` give the lexical tokens beside [CLS] and [SEP], and the acoustic tokens, of each clip. The
+    last window of a clip is half full. A clip of two windows has a pair, one of three a masked window besides.
+    """
+    values = CalmAudioConfig(**audio_config_values)
+    size, width = values.patches_per_token, values.patch_dim
+
+    def make(words=(5, 3, 7, 4), windows=(3, 2, 4, 1), seed: int = 0) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        clips, length, patches = len(words), max(words) + 2, max(windows) * size
+        ids = torch.zeros(clips, length, dtype=torch.long)
+        labels = torch.full_like(ids, -100)
+        features = torch.randn(clips, patches, width, generator=generator)
+        features_mask, masked = torch.zeros(clips, patches).long(), torch.zeros(clips, max(windows)).bool()
+        for row, (count, tokens) in enumerate(zip(words, windows, strict=True)):
+            drawn = torch.randint(len(SPECIAL), len(SPECIAL + WORDS), (count,), generator=generator)
+            ids[row, : count + 2] = torch.cat((torch.tensor([2]), drawn, torch.tensor([3])))
+            labels[row, 2] = ids[row, 2]
+            ids[row, 2] = 4
+            features_mask[row, : tokens * size - size // 2] = 1
+            masked[row, 1:2] = tokens > 2
+        return {
+            "input_ids": ids,
+            "attention_mask": ids.ne(0).long(),
+            "input_features": features,
+            "input_features_mask": features_mask,
+            "labels": labels,
+            "mask_time_indices": masked,
+            "pair_indices": torch.tensor([tokens - 2 if tokens > 1 else -1 for tokens in windows]),
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def select(audio_config_values):
+    """`select(batch, rows)`: some rows of a batch, with no more padding than they need."""
+    size = CalmAudioConfig(**audio_config_values).patches_per_token
+
+    def take(batch: dict[str, torch.Tensor], rows: list[int]) -> dict[str, torch.Tensor]:
+        batch = {key: value[rows] for key, value in batch.items()}
+        length = int(batch["attention_mask"].sum(-1).max())
+        windows = int(batch["input_features_mask"].unflatten(1, (-1, size)).any(-1).sum(-1).max())
+        ends = {
+            "input_ids": length, "attention_mask": length, "labels": length, "mask_time_indices": windows,
+            "input_features": windows * size, "input_features_mask": windows * size,
+        }  # fmt: skip
+        return {key: value[:, : ends[key]] if key in ends else value for key, value in batch.items()}
+
+    return take

@@ -1,4 +1,4 @@
-"""`CalmFeatureExtractor`: a clip gives the same patches alone or in company, loud or quiet; what it refuses it names."""
+"""`CalmFeatureExtractor`: a clip gives the same patches alone or in company, loud or quiet."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,283 @@
+"""`modeling_calm.loss_calm`: every term is its published formula, over one process or several."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.functional import normalize
+
+from modeling_calm import CalmConfig, CalmForPreTraining
+from modeling_calm.loss_calm import (
+    audio_text_loss,
+    classification_loss,
+    concordance_loss,
+    contrast,
+    mean_over_ranks,
+    pair_loss,
+)
+
+SCALE = torch.tensor(5.0, dtype=torch.float64)
+ALONE = {"scale": SCALE, "tile_size": None, "gather": True}
+
+
+def unit(*shape) -> torch.Tensor:
+    return normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
+
+
+def info_nce(queries: np.ndarray, keys: np.ndarray, positives: np.ndarray, scale: float) -> float:
+    """Sum over queries of the mean over their positives of -log softmax: Khosla et al. 2020, eq. 2, in float64."""
+    total = 0.0
+    for query, of_query in zip(queries, positives, strict=True):
+        similarities = scale * keys @ query
+        log_denominator = np.log(np.exp(similarities).sum())
+        total += np.mean([log_denominator - similarities[k] for k in np.flatnonzero(of_query)])
+    return total
+
+
+def test_contrast_is_info_nce_with_several_positives():
+    queries, keys = unit(5, 8), unit(7, 8)
+    query_groups, key_groups = torch.tensor([0, 1, 1, 2, 3]), torch.tensor([3, 1, 0, 2, 1, 4, 1])
+    positives = query_groups.numpy()[:, None] == key_groups.numpy()
+    expected = info_nce(queries.numpy(), keys.numpy(), positives, 5.0)
+    assert contrast(queries, keys, query_groups, key_groups, SCALE).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("tile_size", [1, 2, 3, 5, 100])
+def test_tiles_change_neither_value_nor_gradient(tile_size):
+    """Tiles exist to save memory; a wrong one would train another model when the batch grows."""
+    results = []
+    for size in (None, tile_size):
+        torch.manual_seed(0)
+        queries, keys = (torch.randn(5, 8).requires_grad_() for _ in range(2))
+        scale = torch.tensor(5.0, requires_grad=True)
+        groups = torch.tensor([0, 1, 1, 2, 3])
+        value = contrast(queries, keys, groups, groups, scale, size)
+        value.backward()
+        results.append((value, queries.grad, keys.grad, scale.grad))
+    for plain, tiled in zip(*results, strict=True):
+        torch.testing.assert_close(tiled, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_audio_text_loss_is_symmetric_and_counts_equal_transcripts_as_positives():
+    """Commands repeat in a batch: pushing a clip from its own words would unlearn them."""
+    audio, text = unit(5, 8), unit(5, 8)
+    ids = torch.tensor([[7, 8, -1], [9, -1, -1], [7, 8, -1], [7, 8, 9], [9, -1, -1]])
+    rows = [tuple(row) for row in ids.tolist()]
+    positives = np.array([[first == second for second in rows] for first in rows])
+    assert positives.sum() == 9
+    expected = info_nce(audio.numpy(), text.numpy(), positives, 5.0) + info_nce(
+        text.numpy(), audio.numpy(), positives, 5.0
+    )
+    value = audio_text_loss(audio, text, ids, **ALONE)
+    assert value.item() == pytest.approx(expected / 10, rel=1e-6)
+    assert audio_text_loss(text, audio, ids, **ALONE).item() == pytest.approx(value.item(), rel=1e-6)
+
+
+def test_without_knowledge_the_loss_is_the_logarithm_of_the_batch():
+    """The number beside which a training log is read: 3.47 for 32 clips means that nothing was learned."""
+    same = unit(1, 8).expand(32, 8)
+    value = audio_text_loss(same, same, torch.arange(32)[:, None], **ALONE)
+    assert value.item() == pytest.approx(np.log(32), rel=1e-5)
+
+
+def test_pair_loss_takes_its_own_key_among_all_keys():
+    queries, keys = 3 * torch.randn(6, 8, dtype=torch.float64), 2 * torch.randn(6, 8, dtype=torch.float64)
+    expected = info_nce(normalize(queries, dim=-1).numpy(), normalize(keys, dim=-1).numpy(), np.eye(6), 5.0) / 6
+    assert pair_loss(queries, keys, **ALONE).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_no_pair_at_all_is_a_zero_in_the_graph(gather):
+    """A batch of one-window clips has no neighbours; a loss outside the graph would stop distributed training."""
+    options = {**ALONE, "gather": gather}
+    queries, keys = (torch.zeros(0, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    for value in (
+        pair_loss(queries, keys, **options),
+        audio_text_loss(queries, keys, torch.zeros(0, 3).long(), **options),
+    ):
+        assert value.item() == 0
+        value.backward()
+    assert queries.grad.shape == (0, 8)
+    nothing = mean_over_ranks((queries * 2).sum(), 0)
+    assert nothing.item() == 0
+    nothing.backward()
+
+
+def test_concordance_loss_is_lins_formula():
+    """1 - 2 r sx sy / (sx^2 + sy^2 + (mx - my)^2), population moments: Lin 1989, eq. 3."""
+    predictions, targets = np.random.default_rng(0).normal(size=(2, 40, 3)) + [[[0.5, 0, 1]], [[0, 0, 0]]]
+    expected = []
+    for p, t in zip(predictions.T, targets.T, strict=True):
+        correlation = np.corrcoef(p, t)[0, 1]
+        expected.append(1 - 2 * correlation * p.std() * t.std() / (p.var() + t.var() + (p.mean() - t.mean()) ** 2))
+    value = concordance_loss(torch.from_numpy(predictions), torch.from_numpy(targets))
+    assert value.item() == pytest.approx(np.mean(expected), abs=1e-6)
+    exact = torch.from_numpy(targets)
+    assert concordance_loss(exact, exact).item() == pytest.approx(0, abs=1e-6)
+    assert concordance_loss(-exact, exact - 2 * exact.mean(0)).item() == pytest.approx(2, abs=1e-6)
+
+
+def test_concordance_of_constants_is_finite():
+    """A batch of equal targets has no variance to agree with; 0 / 0 would end the run."""
+    predictions = torch.zeros(4, 2, requires_grad=True)
+    value = concordance_loss(predictions, torch.zeros(4, 2))
+    value.backward()
+    assert value.isfinite()
+    assert predictions.grad.isfinite().all()
+
+
+LOGITS = torch.tensor([[1.0, -2.0, 0.5], [0.2, 0.1, -0.4], [3.0, 0.0, 1.0], [-1.0, 2.0, 2.5]])
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2.5, 4]])
+@pytest.mark.parametrize("problem", [None, "single_label_classification"])
+def test_single_label_loss(weights, problem):
+    """Cross-entropy; with class weights the mean is weighted too, as in torch."""
+    config = CalmConfig(num_labels=3, problem_type=problem, class_weights=weights)
+    labels = np.array([0, 2, 2, 1])
+    logits = LOGITS.double().numpy()
+    nll = np.log(np.exp(logits).sum(-1)) - logits[np.arange(4), labels]
+    weight = np.ones(4) if weights is None else np.array(weights)[labels]
+    value = classification_loss(LOGITS, torch.from_numpy(labels), config)
+    assert value.item() == pytest.approx((weight * nll).sum() / weight.sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2.5, 4]])
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_multi_label_loss(weights, problem):
+    """Binary cross-entropy of every class, MOSEI's case: several emotions at once."""
+    config = CalmConfig(num_labels=3, problem_type=problem, class_weights=weights)
+    labels = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    probability = 1 / (1 + np.exp(-LOGITS.double().numpy()))
+    terms = -(labels * np.log(probability) + (1 - labels) * np.log(1 - probability))
+    expected = (terms * (1 if weights is None else np.array(weights))).mean()
+    # Long labels are several classes only where the problem says so.
+    targets = torch.from_numpy(labels) if problem else torch.from_numpy(labels).float()
+    assert classification_loss(LOGITS, targets, config).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4,)])
+@pytest.mark.parametrize("problem", [None, "regression"])
+def test_regression_loss_of_one_target(shape, problem):
+    """(B,) against (B, 1) would broadcast to (B, B) and train towards the mean."""
+    targets = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    value = classification_loss(LOGITS[:, :1], targets.view(shape), CalmConfig(num_labels=1, problem_type=problem))
+    assert value.item() == pytest.approx(((LOGITS[:, 0] - targets) ** 2).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("problem", [None, "regression"])
+def test_valence_arousal_dominance_train_on_concordance(problem):
+    """Three float targets look like three classes; `regression_loss="ccc"` says what they are."""
+    config = CalmConfig(num_labels=3, regression_loss="ccc", problem_type=problem)
+    targets = torch.rand(4, 3)
+    assert torch.equal(classification_loss(LOGITS, targets, config), concordance_loss(LOGITS, targets))
+    mse = CalmConfig(num_labels=3, problem_type="regression")
+    assert classification_loss(LOGITS, targets, mse).item() == pytest.approx(((LOGITS - targets) ** 2).mean().item())
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "message"),
+    [
+        ({"num_labels": 3}, torch.tensor([0, 1, 2, 3]), r"must lie in \[0, 3\); these reach \[0, 1, 2, 3\]"),
+        ({"num_labels": 3}, torch.tensor([0, -1, 2, 0]), r"must lie in \[0, 3\)"),
+        ({"num_labels": 3}, torch.rand(4, 2), r"shape \(4, 2\) do not fit logits of shape \(4, 3\)"),
+        ({"num_labels": 3}, torch.rand(3, 4), r"shape \(3, 4\) do not fit"),
+        ({"num_labels": 3, "problem_type": "regression"}, torch.rand(5), r"shape \(5,\) do not fit"),
+        ({"num_labels": 3}, torch.tensor([0, 1, 2]), "batch_size"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(settings, labels, message):
+    """On a GPU a label out of range is a device assertion that ends the process without a name."""
+    with pytest.raises(ValueError, match=message):
+        classification_loss(LOGITS, labels, CalmConfig(**settings))
+
+
+def test_class_weights_work_in_half_precision():
+    """Under autocast the logits are bfloat16, and torch refuses weights of another type."""
+    for labels in (torch.tensor([0, 2, 2, 1]), torch.rand(4, 3)):
+        config = CalmConfig(num_labels=3, class_weights=[1, 2, 3])
+        value = classification_loss(LOGITS.bfloat16(), labels, config)
+        assert value.item() == pytest.approx(classification_loss(LOGITS, labels, config).item(), rel=0.01)
+
+
+def train_step(config: dict, weights: dict, batch: dict) -> tuple[dict, dict]:
+    """Loss, terms and gradients of one training step without dropout."""
+    model = CalmForPreTraining(CalmConfig(**config))
+    model.load_state_dict(weights)
+    output = model.train()(**batch)
+    output.loss.backward()
+    terms = {name: value.detach() for name, value in output.items() if "loss" in name}
+    return terms, {name: value.grad for name, value in model.named_parameters()}
+
+
+def one_rank(rank: int, folder: str) -> None:
+    """A process of the two-rank test: its share of every case, gradients averaged as data-parallel training does."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    cases = torch.load(f"{folder}/cases.pt")
+    config = json.loads(Path(folder, "config.json").read_text())
+    results = {}
+    for name, case in cases["batches"].items():
+        terms, gradients = train_step({**config, **case["settings"]}, cases["weights"], case["ranks"][rank])
+        for value in (*terms.values(), *gradients.values()):
+            dist.all_reduce(value)
+            value /= 2
+        results[name] = (terms, gradients)
+    if rank == 0:
+        torch.save(results, f"{folder}/results.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, pretraining_batch, select, audio_config_values):
+    """Every case once in one process and once in two; returns ({case: (terms, gradients)}, the same of two)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    text = {
+        "vocab_size": 30, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
+        "max_position_embeddings": 48, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    audio = audio_config_values | {"hidden_dropout_prob": 0.0, "num_hidden_layers": 1, "num_context_layers": 1}
+    config = {"audio_config": audio, "text_config": text, "special_token_ids": [0, 1, 2, 3, 4]}
+    torch.manual_seed(0)
+    weights = CalmForPreTraining(CalmConfig(**config)).state_dict()
+
+    full = pretraining_batch(words=(5, 3, 7, 4, 3, 2), windows=(3, 2, 4, 1, 3, 2))
+    for key in ("input_ids", "labels", "attention_mask"):
+        full[key][4] = full[key][1]  # a transcript that stands on both ranks below
+    lonely = pretraining_batch(words=(5, 3, 7, 4), windows=(1, 1, 1, 1), seed=1)
+    lonely["labels"][:] = -100
+    split = {
+        # Four clips against two, three masked windows against none, padding of unequal length.
+        "unequal": ({}, full, [select(full, [0, 1, 2, 3]), select(full, [4, 5])]),
+        "chunks": ({"contrastive_chunk_size": 2}, full, [select(full, [0, 1, 2, 3]), select(full, [4, 5])]),
+        "pairs on one rank": ({}, full, [select(full, [3]), select(full, [0, 1, 2, 4, 5])]),
+        "no pair anywhere": ({}, lonely, [select(lonely, [0, 1]), select(lonely, [2, 3])]),
+    }
+
+    cases = {name: {"settings": settings, "ranks": ranks} for name, (settings, _, ranks) in split.items()}
+    torch.save({"batches": cases, "weights": weights}, folder / "cases.pt")
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.multiprocessing.set_forkserver_preload(["modeling_calm"])  # imported once for both
+    context = torch.multiprocessing.start_processes(one_rank, (str(folder),), 2, False, start_method="forkserver")
+    alone = {name: train_step(config, weights, batch) for name, (_, batch, _) in split.items()}
+    while not context.join():
+        pass
+    return alone, torch.load(folder / "results.pt")
+
+
+@pytest.mark.parametrize("case", ["unequal", "chunks", "pairs on one rank", "no pair anywhere"])
+def test_two_ranks_give_the_loss_and_the_gradient_of_one(two_ranks, case):
+    """Otherwise training on two GPUs is another method than on one: fewer negatives, or a gradient of another size."""
+    (terms, gradients), (terms_of_two, gradients_of_two) = two_ranks[0][case], two_ranks[1][case]
+    assert set(terms) == {
+        "loss", "audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss",
+    }  # fmt: skip
+    for name, value in terms.items():
+        torch.testing.assert_close(terms_of_two[name], value, atol=1e-5, rtol=1e-5, msg=name)
+    assert terms["audio_text_loss"] > 0
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_of_two[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
