@@ -213,6 +213,7 @@ class CalmModel(CalmPreTrainedModel):
             words = self.get_input_embeddings()(input_ids) - self.word_embedding_mean
             return normalize(masked_mean(words, mask), dim=-1)
 
+    @can_return_tuple
     def get_audio_features(self, input_features, input_features_mask=None, **kwargs) -> CalmAudioModelOutput:
         """Embed clips in the aligned space.
 
@@ -223,11 +224,12 @@ class CalmModel(CalmPreTrainedModel):
         Returns:
             The output of [`CalmAudioModel`] whose `pooler_output` is the (B, E) L2-normalised embedding.
         """
-        outputs = self.audio_model(input_features, input_features_mask, **kwargs)
+        outputs = self.audio_model(input_features, input_features_mask, return_dict=True, **kwargs)
         tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)
         outputs.pooler_output = normalize(masked_mean(tokens, outputs.acoustic_tokens_mask), dim=-1)
         return outputs
 
+    @can_return_tuple
     def get_text_features(self, input_ids, attention_mask=None, **kwargs) -> BaseModelOutputWithPooling:
         """Embed transcripts in the aligned space, by their word embeddings alone; the language model does not run.
 
@@ -308,7 +310,7 @@ class CalmModel(CalmPreTrainedModel):
             types = torch.cat((types * words_mask, torch.zeros_like(tokens_mask, dtype=torch.long)), dim=1)
             kwargs["token_type_ids"] = torch.zeros_like(types).scatter(1, place, types)[:, :length]
         attention_mask = (torch.arange(length, device=mask.device) < count).long()
-        outputs = self.text_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+        outputs = self.text_model(inputs_embeds=embeds, attention_mask=attention_mask, return_dict=True, **kwargs)
         states = outputs.last_hidden_state
         gathered = states.gather(1, place.clamp(max=length - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         outputs.last_hidden_state = gathered.masked_fill(~mask.unsqueeze(-1), 0.0)
@@ -369,7 +371,7 @@ class CalmModel(CalmPreTrainedModel):
         if input_features is None:
             tokens, tokens_mask = words[:, :0], words_mask[:, :0]
         else:
-            audio = self.audio_model(input_features, input_features_mask)
+            audio = self.audio_model(input_features, input_features_mask, return_dict=True)
             tokens_mask = audio.acoustic_tokens_mask
             tokens = self.project(audio.last_hidden_state, tokens_mask)
         outputs = self.fuse(words, words_mask, token_type_ids, tokens, tokens_mask, **kwargs)
@@ -446,28 +448,29 @@ class CalmForPreTraining(CalmPreTrainedModel):
             "audio_embeds": normalize(masked_mean(tokens, tokens_mask), dim=-1),
             "text_embeds": self.calm.pool_text(unmasked_ids, words_mask),
             "unmasked_ids": unmasked_ids.masked_fill(~words_mask, -1),
-            "paired": tokens_mask.any(-1) & words_mask.any(-1),
+            "has_audio": tokens_mask.any(-1),
+            "has_text": words_mask.any(-1),
         }
         if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
             rows = (batch["pair_indices"] >= 0).nonzero().flatten()
             first = batch["pair_indices"][rows]
             encoded["window"], encoded["neighbour"] = windows[rows, first], windows[rows, first + 1]
-        if config.masked_language_loss_weight or config.masked_acoustic_loss_weight:
-            masked = batch.get("mask_time_indices")
-            if masked is None or not config.masked_acoustic_loss_weight:
-                visible, masked = tokens, torch.zeros_like(tokens_mask)
-            else:
+        masked = batch.get("mask_time_indices") if config.masked_acoustic_loss_weight else None
+        labels = labels if config.masked_language_loss_weight else None
+        if masked is not None or labels is not None:
+            visible = tokens
+            if masked is not None:
                 masked = masked & tokens_mask
                 visible = self.calm.project(audio_model.add_context(windows, tokens_mask, masked), tokens_mask)
             words = self.get_input_embeddings()(input_ids)
             states = self.calm.fuse(words, words_mask, batch.get("token_type_ids"), visible, tokens_mask)
             states = states.last_hidden_state
-            if config.masked_language_loss_weight and labels is not None:
+            if labels is not None:
                 places = labels != -100
                 logits = self.lm_head(states[:, : input_ids.shape[1]][places]).float()
                 encoded["language_total"] = cross_entropy(logits, labels[places], reduction="sum").view(1)
                 encoded["language_count"] = places.sum().view(1)
-            if config.masked_acoustic_loss_weight and batch.get("mask_time_indices") is not None:
+            if masked is not None:
                 encoded["predicted"] = self.acoustic_head(states[:, input_ids.shape[1] :][masked])
                 encoded["true"] = tokens[masked].detach()
         return encoded
@@ -499,7 +502,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
         """The loss of a pretraining batch.
 
         Args:
-            input_ids: (B, L), with [MASK] where `labels` is set.
+            input_ids: (B, L), with [MASK] where `labels` is set. In evaluation another number of rows may be given,
+                candidates for each clip, as zero-shot classification does: then there are logits, but no loss.
             input_features: (B, P, D) patches, P a multiple of S.
             attention_mask: (B, L).
             token_type_ids: (B, L).
@@ -510,8 +514,13 @@ class CalmForPreTraining(CalmPreTrainedModel):
             return_loss: whether to compute the terms.
 
         Raises:
-            ValueError: for a training batch of one clip, which leaves the contrast without negatives.
+            ValueError: for a training batch of one clip, which leaves the contrast without negatives, or one with
+                other numbers of clips and transcripts.
         """
+        if self.training and len(input_ids) != len(input_features):
+            raise ValueError(
+                f"There are {len(input_features)} clips and {len(input_ids)} transcripts; training pairs them."
+            )
         given = {
             "input_ids": input_ids, "input_features": input_features, "attention_mask": attention_mask,
             "token_type_ids": token_type_ids, "input_features_mask": input_features_mask, "labels": labels,
@@ -520,7 +529,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         encoded = self._encode_in_chunks({key: value for key, value in given.items() if value is not None})
         audio, text = encoded["audio_embeds"], encoded["text_embeds"]
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        terms = self._losses(encoded, scale) if return_loss else {}
+        terms = self._losses(encoded, scale) if return_loss and len(audio) == len(text) else {}
         loss = sum(getattr(self.config, f"{name}_weight") * term for name, term in terms.items()) if terms else None
         logits = scale * audio @ text.T if self.config.contrastive_chunk_size is None or not self.training else None
         return CalmForPreTrainingOutput(
@@ -537,7 +546,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         options = {"scale": scale, "tile_size": self.config.contrastive_chunk_size, "gather": self.training}
         terms = {}
         if self.config.audio_text_loss_weight:
-            paired = encoded["paired"]
+            paired = encoded["has_audio"] & encoded["has_text"]
             ids = encoded["unmasked_ids"][paired]
             if self.training and len(ids) < 2 and num_ranks() == 1:
                 raise ValueError(
@@ -602,6 +611,7 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             input_features_mask=input_features_mask,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
