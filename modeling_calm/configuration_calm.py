@@ -15,10 +15,11 @@ from transformers.configuration_utils import SubConfigSpec
 # Raised when a field changes its meaning, so that an older package refuses a newer checkpoint rather than misread it.
 CONFIG_VERSION = 1
 
-# What `PreTrainedConfig` itself takes or writes besides its declared fields.
+# What `PreTrainedConfig`, `from_pretrained` and `Trainer` take or write besides its declared fields.
 LIBRARY_KEYWORDS = {
-    "attn_implementation", "auto_map", "custom_pipelines", "model_type", "name_or_path", "num_labels",
-    "output_attentions", "quantization_config", "torch_dtype", "_attn_implementation", "_commit_hash", "_name_or_path",
+    "attn_implementation", "auto_map", "bos_token_id", "custom_pipelines", "eos_token_id", "experts_implementation",
+    "model_type", "name_or_path", "num_labels", "output_attentions", "pad_token_id", "quantization_config",
+    "torch_dtype", "use_cache", "_attn_implementation", "_commit_hash", "_name_or_path",
 }  # fmt: skip
 
 
