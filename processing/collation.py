@@ -98,17 +98,20 @@ class DataCollatorForCalmPreTraining(_Collator):
             batch["input_ids"], batch["labels"] = masking.torch_mask_tokens(batch["input_ids"].clone())
         size = self.processor.feature_extractor.patches_per_token
         tokens_mask = batch["input_features_mask"].unflatten(1, (-1, size)).any(-1)  # (B, T)
-        from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices  # slow to import
+        if self.mask_time_prob > 0:
+            # A batch too short for a span still has the key: every rank must compute the same terms.
+            batch["mask_time_indices"] = torch.zeros_like(tokens_mask)
+            if tokens_mask.shape[1] >= self.mask_time_length:
+                from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices  # slow to import
 
-        if self.mask_time_prob > 0 and tokens_mask.shape[1] >= self.mask_time_length:
-            masked = _compute_mask_indices(
-                tuple(tokens_mask.shape),
-                self.mask_time_prob,
-                self.mask_time_length,
-                attention_mask=tokens_mask.long(),
-                min_masks=1,
-            )
-            batch["mask_time_indices"] = torch.from_numpy(masked)
+                masked = _compute_mask_indices(
+                    tuple(tokens_mask.shape),
+                    self.mask_time_prob,
+                    self.mask_time_length,
+                    attention_mask=tokens_mask.long(),
+                    min_masks=1,
+                )
+                batch["mask_time_indices"] = torch.from_numpy(masked) & tokens_mask
         if self.draw_pairs:
             counts = tokens_mask.sum(-1)
             first = (torch.rand(len(rows)) * (counts - 1)).long()  # uniform over the pairs of a clip
@@ -135,5 +138,5 @@ class DataCollatorForCalmClassification(_Collator):
         batch = self._batch(rows)
         if rows[0].get("label") is not None:
             labels = np.asarray([row["label"] for row in rows])
-            batch["labels"] = torch.from_numpy(labels) if labels.dtype.kind == "i" else torch.tensor(labels).float()
+            batch["labels"] = torch.tensor(labels, dtype=torch.long if labels.dtype.kind in "iu" else torch.float32)
         return batch

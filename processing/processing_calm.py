@@ -41,10 +41,10 @@ class CalmProcessor(ProcessorMixin):
             # A tokenizer may carry a `max_length`, which the base class would hand on without truncation: no limit.
             kwargs["text_kwargs"] = {"max_length": None, **kwargs.get("text_kwargs", {})}
         batch = super().__call__(text=text, audio=audio, **kwargs)
-        if audio is not None and text is not None and not isinstance(text, str):
-            clips = len(batch["input_features"])
-            if clips != len(text):
-                raise ValueError(f"There are {clips} clips and {len(text)} transcripts; give one transcript a clip.")
+        if audio is not None and text is not None:
+            clips, texts = len(batch["input_features"]), 1 if isinstance(text, str) else len(text)
+            if clips != texts:
+                raise ValueError(f"There are {clips} clips and {texts} transcripts; give one transcript a clip.")
         return batch
 
 

@@ -82,9 +82,9 @@ def config(audio_config, text_config) -> CalmConfig:
     return CalmConfig(audio_config=audio_config, text_config=text_config, special_token_ids=[0, 1, 2, 3, 4])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer of thirty words, with BERT's special tokens."""
+    """A WordPiece tokenizer of thirty pieces with BERT's special tokens; new each time, for it remembers its calls."""
     vocabulary = {piece: index for index, piece in enumerate(SPECIAL + WORDS + PIECES)}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
