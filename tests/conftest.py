@@ -17,7 +17,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast, set_seed  # noqa: 
 from modeling_calm import CalmAudioConfig, CalmConfig  # noqa: E402
 from processing import CalmFeatureExtractor, CalmProcessor, load_audio  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # toys gain nothing from a second thread, and on a busy machine wait for it ten times longer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 DATA = Path(os.environ.get("CALM_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
