@@ -7,20 +7,18 @@
 Several `--models` are seeds of one system: figures are means over them, with a 95 % bootstrap interval over the clips.
 """
 
-import json
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import yaml
-from datasets import Dataset
-from finetune import encode_labels, flat, scores
-from scoring import classify, embed, load_checkpoint, word_reading
+from finetune import encode_labels, fit_labels, flat, scores
+from options import parse_arguments, write_json
+from scoring import checkpoint_kind, classify, embed, load_checkpoint, word_reading
 from speech_data import DataArguments, read_split
-from training import parse_arguments
 
-from modeling_calm import CalmForPreTraining
+from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 from processing.bootstrap import bootstrap_interval, paired_bootstrap
 from processing.metrics import unweighted_average_recall
 from processing.retrieval import alignment, audio_text_retrieval, modality_gap, uniformity
@@ -44,18 +42,40 @@ class EvaluationArguments:
     output: str | None = field(default=None, metadata={"help": "JSON file; by default evaluation.json in the run."})
 
 
-def evaluate_alignment(model, processor, dataset: Dataset, batch_size: int) -> dict[str, float]:
-    """Retrieval in both directions, geometry of the aligned space, and word reading."""
-    embeds = embed(model, processor, dataset, batch_size)
-    audio, text = embeds["audio_embeds"], embeds["text_embeds"]
+def over_seeds(each: list[dict]) -> dict[str, float]:
+    """The mean of every number over the seeds; a count that all agree on stays one."""
     return {
-        **audio_text_retrieval(audio, text, list(dataset["text"])),
-        "alignment": alignment(audio, text),
-        "uniformity_audio": uniformity(audio),
-        "uniformity_text": uniformity(text),
-        "modality_gap": modality_gap(audio, text),
-        **word_reading(model, processor, dataset, batch_size),
+        name: value if all(one[name] == value for one in each) else float(np.mean([one[name] for one in each]))
+        for name, value in flat(each[0]).items()
     }
+
+
+def refuse_comparison(arguments: EvaluationArguments) -> None:
+    """Say that what was asked for is not done, rather than leave it out of the report."""
+    if arguments.egemaps or arguments.compare_models:
+        raise ValueError("`--egemaps` and `--compare_models` compare classifiers of one class a clip only.")
+
+
+def evaluate_alignment(arguments: EvaluationArguments, data: DataArguments) -> dict:
+    """Retrieval in both directions, geometry of the aligned space, and word reading: means over seeds."""
+    refuse_comparison(arguments)
+    each = []
+    for folder in arguments.models:
+        model, processor = load_checkpoint(folder, CalmForPreTraining)
+        dataset = read_split(data, arguments.split, processor.feature_extractor.sampling_rate)
+        embeds = embed(model, processor, dataset, arguments.batch_size)
+        audio, text = embeds["audio_embeds"], embeds["text_embeds"]
+        each.append(
+            {
+                **audio_text_retrieval(audio, text, list(dataset["text"])),
+                "alignment": alignment(audio, text),
+                "uniformity_audio": uniformity(audio),
+                "uniformity_text": uniformity(text),
+                "modality_gap": modality_gap(audio, text),
+                **word_reading(model, processor, dataset, arguments.batch_size),
+            }
+        )
+    return {**over_seeds(each), "seeds": each}
 
 
 def trained_modalities(folder: str) -> str:
@@ -64,16 +84,30 @@ def trained_modalities(folder: str) -> str:
     return yaml.safe_load(file.read_text()).get("modalities", "both") if file.exists() else "both"
 
 
-def classify_with(folders: list[str], arguments: EvaluationArguments, data: DataArguments) -> tuple:
-    """Logits of every seed (S, N, K), labels (N,) or (N, K), and the configuration of the last one."""
+def classify_with(
+    folders: list[str], arguments: EvaluationArguments, data: DataArguments, label2id: dict[str, int] | None = None
+) -> tuple:
+    """Logits of every seed (S, N, K), labels (N,) or (N, K), and the configuration of the last one.
+
+    Args:
+        label2id: the classes and their order, of the first one by default.
+
+    Raises:
+        ValueError: if a checkpoint is no classifier, or one of other classes: logits would change their meaning.
+    """
     all_logits = []
     for folder in folders:
-        model, processor = load_checkpoint(folder)
+        model, processor = load_checkpoint(folder, CalmForSequenceClassification)
+        label2id = label2id or model.config.label2id
+        if model.config.label2id != label2id:
+            raise ValueError(
+                f"'{folder}' tells {list(model.config.label2id)}, and the others {list(label2id)}; evaluate together"
+                " what was trained on the same labels."
+            )
         modalities = arguments.modalities or trained_modalities(folder)
         rate = processor.feature_extractor.sampling_rate
         dataset = read_split(data, arguments.split, rate, text=modalities != "audio", label=True)
-        if model.config.problem_type == "single_label_classification":
-            dataset = encode_labels(dataset, model.config.label2id, arguments.split)
+        dataset = fit_labels(dataset, model.config.problem_type, label2id, arguments.split)
         all_logits.append(
             classify(model, processor, dataset, arguments.batch_size, modalities, arguments.chunk_length_s)
         )
@@ -111,9 +145,9 @@ def evaluate_classifiers(arguments: EvaluationArguments, data: DataArguments) ->
     """The metrics of the problem, means over seeds; for classes UAR with its interval, and paired comparisons."""
     logits, labels, config = classify_with(arguments.models, arguments, data)
     each = [scores(config, one, labels) for one in logits]
-    results = {name: float(np.mean([one[name] for one in each])) for name in flat(each[0])}
-    results["seeds"] = each
+    results = {**over_seeds(each), "seeds": each}
     if config.problem_type != "single_label_classification":
+        refuse_comparison(arguments)
         return results
     predictions = logits.argmax(-1)  # (S, N)
     results["unweighted_average_recall_interval"] = bootstrap_interval(
@@ -121,7 +155,8 @@ def evaluate_classifiers(arguments: EvaluationArguments, data: DataArguments) ->
     )._asdict()
     others = {}
     if arguments.compare_models:
-        others["compared"] = classify_with(arguments.compare_models, arguments, data)[0].argmax(-1)
+        compared, _, _ = classify_with(arguments.compare_models, arguments, data, config.label2id)
+        others["compared"] = compared.argmax(-1)
     if arguments.egemaps:
         others["egemaps_svm"] = egemaps_predictions(data, arguments.split, config.label2id)
     for name, other in others.items():
@@ -160,16 +195,10 @@ def main(argv: list[str] | None = None) -> dict:
     logging.basicConfig(level=logging.INFO)
     if not arguments.models:
         raise ValueError("Name at least one checkpoint with `--models`.")
-    model, processor = load_checkpoint(arguments.models[0])
-    if isinstance(model, CalmForPreTraining):
-        dataset = read_split(data, arguments.split, processor.feature_extractor.sampling_rate)
-        results = evaluate_alignment(model, processor, dataset, arguments.batch_size)
-    else:
-        results = evaluate_classifiers(arguments, data)
+    pretrained = checkpoint_kind(arguments.models[0]) == CalmForPreTraining.__name__
+    results = (evaluate_alignment if pretrained else evaluate_classifiers)(arguments, data)
     report = {"arguments": asdict(arguments), "dataset": data.dataset, "results": results}
-    output = Path(arguments.output or Path(arguments.models[0]) / "evaluation.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(Path(arguments.output or Path(arguments.models[0]) / "evaluation.json"), report)
     print(as_table(results))
     return results
 

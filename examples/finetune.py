@@ -2,24 +2,20 @@
 
     python examples/finetune.py --model runs/pretrain --dataset FOLDER --label_column emotion --output_dir runs/emotion
 
-Text labels are classes; several columns of 0 and 1 (`--label_column happy,sad`) are a multi-label problem; columns of
-real numbers (`--label_column valence,arousal`) are regression. Model selection sees the validation split only.
+Texts and whole numbers in one column are classes; several columns of 0 and 1 (`--label_column happy,sad`) are a
+multi-label problem; one or more columns of real numbers (`--label_column valence,arousal`) are regression. Model
+selection sees the validation split only.
 """
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
+from options import parse_arguments, start_run, write_json, write_options
 from speech_data import DataArguments, read_split
-from training import (
-    CalmTrainer,
-    CalmTrainingArguments,
-    ModelArguments,
-    parse_arguments,
-    start_run,
-    write_results,
-)
+from training import CalmTrainer, CalmTrainingArguments, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForSequenceClassification
@@ -43,19 +39,51 @@ class FinetuningArguments(ModelArguments):
     augment: bool = field(default=True, metadata={"help": "Level, noise and SpecAugment; pitch and rate stay."})
 
 
-def describe_labels(train: Dataset) -> dict:
-    """The settings of the model's head that the labels of the training split ask for."""
-    first = train[0]["label"]
-    if isinstance(first, str):
-        names = sorted(set(train["label"]))
-        return {"problem_type": "single_label_classification", "names": names}
-    values = np.asarray(train["label"], dtype=float)
-    if values.ndim == 2 and np.isin(values, (0, 1)).all():
-        return {"problem_type": "multi_label_classification", "names": None, "num_labels": values.shape[1]}
-    if values.ndim == 1 and np.equal(values, values.round()).all() and np.asarray(first).dtype.kind == "i":
-        names = [str(label) for label in sorted(set(train["label"]))]
-        return {"problem_type": "single_label_classification", "names": names}
-    return {"problem_type": "regression", "names": None, "num_labels": 1 if values.ndim == 1 else values.shape[1]}
+def describe_labels(train: Dataset, columns: list[str]) -> dict:
+    """The settings of the model's head that the labels of the training split ask for.
+
+    Raises:
+        ValueError: if there is one class only.
+    """
+    labels = list(train["label"])
+    if isinstance(labels[0], (str, int)):
+        problem, names = "single_label_classification", [str(label) for label in sorted(set(labels))]
+        if len(names) == 1:
+            raise ValueError(f"Every label of the training split is '{names[0]}'; a classifier needs two classes.")
+    else:
+        values = np.asarray(labels, dtype=float).reshape(len(labels), -1)
+        many = values.shape[1] > 1 and np.isin(values, (0, 1)).all()
+        problem = "multi_label_classification" if many else "regression"
+        names = columns if len(columns) == values.shape[1] else [f"{columns[0]}_{i}" for i in range(values.shape[1])]
+    return {
+        "problem_type": problem,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "class_weights": None,
+    }
+
+
+def fit_labels(dataset: Dataset, problem_type: str, label2id: dict[str, int], split: str) -> Dataset:
+    """The labels of a split as the model's head takes them: class numbers, or float targets.
+
+    Raises:
+        ValueError: if they do not fit; see also [`encode_labels`].
+    """
+    if problem_type == "single_label_classification":
+        return encode_labels(dataset, label2id, split)
+    labels = list(dataset["label"])
+    width = {len(label) if isinstance(label, list) else 0 if isinstance(label, str) else 1 for label in labels}
+    if width != {len(label2id)}:
+        raise ValueError(
+            f"The model gives the {len(label2id)} numbers {sorted(label2id, key=label2id.get)}, and the labels of split"
+            f" '{split}' are not as many numbers, the first being {labels[0]!r}. Name the columns with"
+            " `--label_column`."
+        )
+    if problem_type == "multi_label_classification":
+        rows = [i for i, label in enumerate(labels) if not set(label) <= {0, 1}]
+        if rows:
+            raise ValueError(f"Rows {rows} of split '{split}' have labels other than 0 and 1, unlike the classes.")
+    return dataset
 
 
 def encode_labels(dataset: Dataset, label2id: dict[str, int], split: str) -> Dataset:
@@ -102,7 +130,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     logging.basicConfig(level=logging.INFO if training.should_log else logging.WARNING)
     training.remove_unused_columns, training.label_names = False, ["labels"]
-    checkpoint = start_run(training, arguments, data)
+    checkpoint = start_run(training)
     set_seed(training.seed)
     text = arguments.modalities != "audio"
     processor = arguments.load_processor()
@@ -112,23 +140,16 @@ def main(argv: list[str] | None = None) -> dict:
             read_split(data, split, rate, text=text, label=True)
             for split in (data.train_split, data.validation_split, data.test_split)
         )
-    head = describe_labels(train)
-    names = head.pop("names")
-    if names is not None:
-        head["id2label"] = dict(enumerate(names))
-        head["label2id"] = {name: i for i, name in enumerate(names)}
-        train, validation, test = (
-            encode_labels(dataset, head["label2id"], split)
-            for dataset, split in (
-                (train, data.train_split), (validation, data.validation_split), (test, data.test_split),
-            )
-        )  # fmt: skip
-        if arguments.balance_classes:
-            counts = np.bincount(train["label"], minlength=len(names))
-            head["class_weights"] = [float(weight) for weight in len(train) / (len(names) * counts)]
-    elif data.label_column.count(",") + 1 == head["num_labels"]:
-        head["id2label"] = dict(enumerate(data.label_column.split(",")))
-        head["label2id"] = {name: i for i, name in head["id2label"].items()}
+    head = describe_labels(train, data.label_columns())
+    train, validation, test = (
+        fit_labels(dataset, head["problem_type"], head["label2id"], split)
+        for dataset, split in (
+            (train, data.train_split), (validation, data.validation_split), (test, data.test_split),
+        )
+    )  # fmt: skip
+    if arguments.balance_classes and head["problem_type"] == "single_label_classification":
+        counts = np.bincount(train["label"])
+        head["class_weights"] = [float(weight) for weight in len(train) / (len(counts) * counts)]
     model = arguments.load_model(CalmForSequenceClassification, regression_loss=arguments.regression_loss, **head)
     model.get_input_embeddings().requires_grad_(False)  # the acoustic tokens are aligned with them as they are
     if arguments.linear_probe:
@@ -136,7 +157,8 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.modalities == "text":
         train, validation, test = (d.remove_columns("audio").with_format(None) for d in (train, validation, test))
 
-    training.metric_for_best_model, training.greater_is_better = best_metric(model.config.problem_type), True
+    if training.metric_for_best_model == "loss":  # the library's word for none given
+        training.metric_for_best_model, training.greater_is_better = best_metric(model.config.problem_type), True
     trainer = CalmTrainer(
         model=model,
         args=training,
@@ -151,6 +173,7 @@ def main(argv: list[str] | None = None) -> dict:
         processing_class=processor,
         compute_metrics=lambda p: flat(scores(model.config, p.predictions, p.label_ids)),
     )
+    write_options(training, DEFAULTS, arguments, data)
     trainer.train(resume_from_checkpoint=checkpoint)
     results = {"modalities": arguments.modalities}
     for split, dataset in (("validation", validation), ("test", test)):
@@ -159,7 +182,7 @@ def main(argv: list[str] | None = None) -> dict:
     trainer.save_model()
     trainer.save_state()
     if training.should_save:
-        write_results(training.output_dir, results)
+        write_json(Path(training.output_dir) / "results.json", results)
     return results
 
 

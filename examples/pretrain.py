@@ -10,17 +10,13 @@ with `--model ALIGNED_RUN` and trains SpecTran and the language model on all fou
 import logging
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
+from options import parse_arguments, start_run, write_json, write_options
 from speech_data import DataArguments, read_split
-from training import (
-    CalmTrainer,
-    CalmTrainingArguments,
-    ModelArguments,
-    parse_arguments,
-    start_run,
-    write_results,
-)
+from training import CalmTrainer, CalmTrainingArguments, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForPreTraining
@@ -66,6 +62,23 @@ def freeze(model: CalmForPreTraining, arguments: PretrainingArguments) -> None:
     model.get_input_embeddings().requires_grad_(fused and arguments.train_word_embeddings)
 
 
+def refuse_unreadable(dataset: Dataset, tokenizer, split: str) -> None:
+    """Refuse transcripts of which the tokenizer knows nothing: they have no place in the aligned space.
+
+    Raises:
+        ValueError: lists the rows whose transcript is made of special tokens alone, such as [UNK].
+    """
+    special = set(tokenizer.all_special_ids)
+    texts = list(dataset["text"])
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = {i: texts[i] for i, row in enumerate(ids) if special.issuperset(row)}
+    if rows:
+        raise ValueError(
+            f"The tokenizer of the language model knows no piece of these transcripts of split '{split}', by row:"
+            f" {rows}. Correct them, or choose a language model of their language and script."
+        )
+
+
 def retrieval(tokenizer, prediction) -> dict[str, float]:
     """Retrieval over the validation split; the ids of the transcripts stand where Trainer expects labels."""
     audio, text = prediction.predictions
@@ -81,7 +94,7 @@ def main(argv: list[str] | None = None) -> dict:
     # The ids of the transcripts stand in for labels: `compute_metrics` tells equal transcripts by them.
     training.label_names, training.remove_unused_columns = ["input_ids"], False
     training.dataloader_drop_last = True
-    checkpoint = start_run(training, arguments, data)
+    checkpoint = start_run(training)
     set_seed(training.seed)
     processor = arguments.load_processor()
     model = arguments.load_model(CalmForPreTraining, **objectives(arguments))
@@ -90,6 +103,8 @@ def main(argv: list[str] | None = None) -> dict:
     with training.main_process_first(desc="reading the audio"):
         train = read_split(data, data.train_split, rate)
         validation = read_split(data, data.validation_split, rate)
+    for dataset, split in ((train, data.train_split), (validation, data.validation_split)):
+        refuse_unreadable(dataset, processor.tokenizer, split)
 
     collator = DataCollatorForCalmPreTraining(
         processor,
@@ -108,12 +123,13 @@ def main(argv: list[str] | None = None) -> dict:
         processing_class=processor,
         compute_metrics=partial(retrieval, processor.tokenizer),
     )
+    write_options(training, DEFAULTS, arguments, data)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
     if training.should_save:
-        write_results(training.output_dir, {"validation": metrics})
+        write_json(Path(training.output_dir) / "results.json", {"validation": metrics})
     return metrics
 
 

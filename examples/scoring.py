@@ -11,18 +11,45 @@ from processing import CalmProcessor, DataCollatorForCalmClassification, DataCol
 Checkpoint = CalmForPreTraining | CalmForSequenceClassification
 
 
-def load_checkpoint(folder: str) -> tuple[Checkpoint, CalmProcessor]:
+def load_processor(name: str) -> CalmProcessor:
+    """The processor that stands beside a checkpoint.
+
+    Raises:
+        ValueError: if `name` is no checkpoint, or one without a processor of CALM.
+    """
+    remedy = "Give a run's folder, one of its `checkpoint-*` folders or a Hub name, or save the processor there."
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{name}' holds no processor. {remedy} ({error})") from error
+    if not isinstance(processor, CalmProcessor):
+        raise ValueError(f"'{name}' holds a {type(processor).__name__}, no processor of CALM. {remedy}")
+    return processor
+
+
+def checkpoint_kind(name: str) -> str:
+    """The class whose weights a checkpoint holds, such as `"CalmForPreTraining"`.
+
+    Raises:
+        ValueError: if `name` is no checkpoint.
+    """
+    try:
+        return (AutoConfig.from_pretrained(name).architectures or ["unknown weights"])[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{name}' holds no checkpoint. Give a run's folder or a Hub name. ({error})") from error
+
+
+def load_checkpoint(name: str, kind: type[Checkpoint]) -> tuple[Checkpoint, CalmProcessor]:
     """The model that was saved in a run's folder or a Hub repository, ready to evaluate, and its processor.
 
     Raises:
-        ValueError: if the checkpoint is neither a pretrained model nor a classifier of CALM.
+        ValueError: if the checkpoint holds another kind of model, or no processor.
     """
-    classes = {kind.__name__: kind for kind in (CalmForPreTraining, CalmForSequenceClassification)}
-    names = AutoConfig.from_pretrained(folder).architectures or []
-    if not names or names[0] not in classes:
-        raise ValueError(f"'{folder}' holds {names}, not one of {sorted(classes)}.")
+    found = checkpoint_kind(name)
+    if found != kind.__name__:
+        raise ValueError(f"'{name}' holds {found}, not a {kind.__name__}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return classes[names[0]].from_pretrained(folder).to(device).eval(), AutoProcessor.from_pretrained(folder)
+    return kind.from_pretrained(name).to(device).eval(), load_processor(name)
 
 
 def batches(model: Checkpoint, collator, rows, batch_size: int):

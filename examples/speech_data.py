@@ -1,92 +1,22 @@
-"""Speech data sets by one option: a folder, a CSV or JSONL manifest, parquet, or a Hub data set.
+"""Speech data sets, read and checked before training: every trouble of a split is named at once, by row.
 
 Reading a split decodes every clip once, so that broken files are all known before training starts, and keeps the
-waveforms in the cache of `datasets`, which is memory-mapped.
+waveforms in the cache of `datasets`, which is memory-mapped. A file that changes is decoded anew.
 """
 
+import hashlib
 import logging
-import re
-from dataclasses import dataclass, field
-from pathlib import Path
+import os
 
 import numpy as np
-from datasets import Audio, Dataset, Features, Sequence, Value, load_dataset
-from demo_corpus import build_demo_corpus
+from datasets import ClassLabel, Dataset, Features, Sequence, Value, concatenate_datasets
+from speech_sources import DataArguments, load_split
 
 from processing import AudioError, load_audio
 
+__all__ = ["DataArguments", "check_columns", "read_split"]
+
 logger = logging.getLogger(__name__)
-
-DEMO_CORPUS = Path("runs/demo/corpus")
-AUDIO_FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
-FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-
-@dataclass
-class DataArguments:
-    """Where the speech is, and what its columns are called."""
-
-    dataset: str = field(
-        default="demo",
-        metadata={
-            "help": "A folder of recordings with metadata.csv files (audiofolder), a .csv, .jsonl or .parquet file, a"
-            " folder of such files named by split, a data set of the Hub, or 'demo'."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_split: str = field(default="train", metadata={"help": "As in datasets, e.g. 'train[:90%]'."})
-    validation_split: str = field(default="validation", metadata={"help": "Chooses the best checkpoint."})
-    test_split: str = field(default="test", metadata={"help": "Reported, never used for a choice."})
-    audio_column: str = field(default="audio", metadata={"help": "Audio, or the path of a file."})
-    text_column: str = field(default="text", metadata={"help": "The transcript."})
-    label_column: str = field(default="emotion", metadata={"help": "The class; several columns by commas."})
-    skip_bad_audio: bool = field(default=False, metadata={"help": "Go on without unreadable files; count them."})
-
-
-def load_split(arguments: DataArguments, split: str) -> Dataset:
-    """One split as it is stored, audio not yet decoded; paths are absolute.
-
-    Raises:
-        ValueError: if the data set or the split is not there; names what is.
-    """
-    source = Path(arguments.dataset).expanduser()
-    if arguments.dataset == "demo":
-        source = build_demo_corpus(DEMO_CORPUS)
-    name = re.match(r"\w*", split)[0]
-    if source.is_file():
-        return _load_manifest(source, name, split, arguments.audio_column)
-    if not source.is_dir():
-        dataset = load_dataset(arguments.dataset, arguments.dataset_config, split=split)
-        for column, feature in dataset.features.items():
-            if isinstance(feature, Audio):  # its own decoder needs torchcodec and FFmpeg
-                dataset = dataset.cast_column(column, Audio(decode=False))
-        return dataset
-    for manifest in [*(source / name / f"metadata{end}" for end in FILE_FORMATS), *source.glob(f"{name}.*")]:
-        if manifest.suffix in FILE_FORMATS and manifest.is_file():
-            column = "file_name" if manifest.stem == "metadata" else arguments.audio_column
-            dataset = _load_manifest(manifest, name, split, column)
-            return dataset.rename_column(column, arguments.audio_column) if column == "file_name" else dataset
-    clips = sorted(path for path in (source / name).rglob("*") if path.suffix.lower() in AUDIO_FORMATS)
-    if clips:  # folder/split/label/clip.wav
-        rows = {arguments.audio_column: [str(path) for path in clips]}
-        rows[arguments.label_column] = [path.parent.name for path in clips]
-        return Dataset.from_dict(rows, split=name)
-    found = sorted({path.parent.name for path in source.glob("*/metadata.*")} | {p.stem for p in source.glob("*.*")})
-    raise ValueError(
-        f"'{source}' has no split '{name}': neither {name}/metadata.csv, nor {name}.csv, .jsonl or .parquet, nor clips"
-        f" under {name}/. It has {found}; name the right split with `--train_split` and its siblings."
-    )
-
-
-def _load_manifest(manifest: Path, name: str, split: str, column: str) -> Dataset:
-    """A CSV, JSONL or parquet file; the paths in `column` are relative to its folder."""
-    if manifest.suffix not in FILE_FORMATS:
-        raise ValueError(f"'{manifest}' is no manifest: the endings {sorted(FILE_FORMATS)} are known.")
-    dataset = load_dataset(FILE_FORMATS[manifest.suffix], data_files={name: str(manifest)}, split=split)
-    if column in dataset.column_names and dataset.features[column].dtype.endswith("string"):
-        folder = manifest.parent.resolve()
-        dataset = dataset.map(lambda row: {column: str(folder / row[column])}, desc=f"Paths of '{name}'")
-    return dataset
 
 
 def check_columns(dataset: Dataset, columns: list[tuple[str, str]]) -> None:
@@ -111,64 +41,119 @@ def read_split(
 ) -> Dataset:
     """One split, decoded and checked: `audio` (float32 waveforms at `sampling_rate`), `text`, `label`, `duration` (s).
 
+    `speaker` and `file_name` come along where the data set has them.
+
     Args:
         text: whether a transcript is needed in every row.
-        label: whether the label column is needed; it becomes `label`.
+        label: whether the label columns are needed; they become `label`, see [`read_labels`].
 
     Raises:
-        ValueError: lists every row without a transcript and, unless `--skip_bad_audio`, every file that cannot be
-            read.
+        ValueError: lists every row without a transcript or a label and, unless `--skip_bad_audio`, every file that
+            cannot be read.
     """
     dataset = load_split(arguments, split)
-    labels = arguments.label_column.split(",") if label else []
+    if len(dataset) == 0:
+        raise ValueError(f"Split '{split}' of '{arguments.dataset}' holds no recording.")
+    labels = arguments.label_columns() if label else []
     columns = [("audio_column", arguments.audio_column)] + [("label_column", name) for name in labels]
     check_columns(dataset, columns + ([("text_column", arguments.text_column)] if text else []))
+    added = {}
     if text:
-        empty = [i for i, line in enumerate(dataset[arguments.text_column]) if not str(line or "").strip()]
-        if empty:
-            raise ValueError(f"Rows {empty} of split '{split}' have no transcript. Fill or remove them.")
-
-    features = {"audio": Sequence(Value("float32")), "duration": Value("float32"), "problem": Value("string")}
-    if text:
-        features["text"] = Value("string")
+        added["text"] = list(dataset[arguments.text_column])
+        refuse_missing(added["text"], arguments.text_column, split, "transcript")
+        added["text"] = [str(line) for line in added["text"]]
     if label:
-        features["label"] = dataset.features[labels[0]] if len(labels) == 1 else Sequence(Value("float32"))
-    for extra in ("speaker", "file_name"):
-        if extra in dataset.column_names:
-            features[extra] = dataset.features[extra]
-    dataset = dataset.map(
+        added["label"] = read_labels(dataset, labels, split)
+    decoded = dataset.select_columns(arguments.audio_column).map(
         decode_row,
-        fn_kwargs={"arguments": arguments, "sampling_rate": sampling_rate, "keep": list(features), "labels": labels},
-        remove_columns=dataset.column_names,
-        features=Features(features),
+        fn_kwargs={
+            "column": arguments.audio_column,
+            "sampling_rate": sampling_rate,
+            "stamp": stamp_files(dataset, arguments.audio_column),
+        },
+        remove_columns=[arguments.audio_column],
+        features=Features(audio=Sequence(Value("float32")), duration=Value("float32"), problem=Value("string")),
+        writer_batch_size=32,  # waveforms wait in memory for the writer
         desc=f"Reading the audio of '{split}'",
     )
-    problems = [(i, problem) for i, problem in enumerate(dataset["problem"]) if problem]
-    if problems and not arguments.skip_bad_audio:
-        listing = "\n".join(f"  row {i}: {problem}" for i, problem in problems)
+    kept = dataset.select_columns([name for name in ("speaker", "file_name") if name in dataset.column_names])
+    decoded = concatenate_datasets([decoded, kept], axis=1) if kept.column_names else decoded
+    for name, values in added.items():
+        decoded = decoded.add_column(name, values)
+
+    problems = {i: problem for i, problem in enumerate(decoded["problem"]) if problem}
+    if problems and (not arguments.skip_bad_audio or len(problems) == len(decoded)):
+        listing = "\n".join(f"  row {i}: {problem}" for i, problem in problems.items())
         raise ValueError(
-            f"{len(problems)} of {len(dataset)} recordings of split '{split}' cannot be used:\n{listing}\nRepair or"
+            f"{len(problems)} of {len(decoded)} recordings of split '{split}' cannot be used:\n{listing}\nRepair or"
             " remove them, or go on without them with `--skip_bad_audio`."
         )
     if problems:
-        logger.warning("Skipped %d of %d recordings of split '%s'.", len(problems), len(dataset), split)
-        broken = {i for i, _ in problems}
-        dataset = dataset.select([i for i in range(len(dataset)) if i not in broken])
-    if len(dataset) == 0:
-        raise ValueError(f"Split '{split}' of '{arguments.dataset}' holds no recording.")
-    return dataset.remove_columns("problem").with_format("numpy", columns=["audio"], output_all_columns=True)
+        logger.warning("Skipped %d of %d recordings of split '%s'.", len(problems), len(decoded), split)
+        decoded = decoded.select([i for i in range(len(decoded)) if i not in problems])
+    return decoded.remove_columns("problem").with_format("numpy", columns=["audio"], output_all_columns=True)
 
 
-def decode_row(row: dict, arguments: DataArguments, sampling_rate: int, keep: list[str], labels: list[str]) -> dict:
-    """Decode one row; a file that cannot be read leaves an empty waveform and says why in `problem`."""
-    decoded = {name: row[name] for name in keep if name in row and name != "audio"}
+def refuse_missing(values: list, column: str, split: str, what: str) -> None:
+    """Refuse rows without a value.
+
+    Raises:
+        ValueError: lists the rows where `values` holds nothing, NaN or blanks.
+    """
+    missing = [i for i, value in enumerate(values) if value is None or value != value or not str(value).strip()]
+    if missing:
+        raise ValueError(f"Rows {missing} of split '{split}' have no {what} in '{column}'. Fill or remove them.")
+
+
+def read_labels(dataset: Dataset, columns: list[str], split: str) -> list:
+    """The label of every row: a class (`str` or `int`) or a number of one column, a list of numbers of several.
+
+    Class labels of `datasets` and booleans become names.
+
+    Raises:
+        ValueError: lists the rows without a label; names the column that should hold numbers and does not.
+    """
+    values = {}
+    for name in columns:
+        feature, values[name] = dataset.features[name], list(dataset[name])
+        if isinstance(feature, ClassLabel):  # which marks a missing label by -1
+            values[name] = [None if i is None or i < 0 else feature.int2str(i) for i in values[name]]
+        refuse_missing(values[name], name, split, "label")
+        if len(columns) > 1 and not all(isinstance(value, (bool, int, float)) for value in values[name]):
+            raise ValueError(
+                f"Column '{name}' of split '{split}' holds {type(values[name][0]).__name__}, and several label columns"
+                " hold numbers: 0 and 1 for classes, or scores. For classes by name give one `--label_column`."
+            )
+    if len(columns) > 1:
+        return [[float(value) for value in row] for row in zip(*values.values(), strict=True)]
+    return [str(value) if isinstance(value, bool) else value for value in values[columns[0]]]
+
+
+def stamp_files(dataset: Dataset, column: str) -> str:
+    """A hash of the size and the time of change of every audio file, by which the cache knows a file that changed."""
+    paths = dataset.select_columns(column).flatten()
+    name = f"{column}.path" if f"{column}.path" in paths.column_names else column
+    stamp = hashlib.sha256()
+    if isinstance(paths.features[name], Value) and paths.features[name].dtype.endswith("string"):
+        for path in paths.select_columns(name)[name]:
+            if path is not None and os.path.isfile(path):
+                status = os.stat(path)
+                stamp.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return stamp.hexdigest()
+
+
+def decode_row(row: dict, column: str, sampling_rate: int, stamp: str) -> dict:
+    """Decode one row; a file that cannot be read leaves an empty waveform and says why in `problem`.
+
+    Args:
+        stamp: of [`stamp_files`], here for the cache of `datasets`, whose key is the arguments.
+    """
+    waveform, problem = np.zeros(0, np.float32), None
     try:
-        waveform, problem = load_audio(row[arguments.audio_column], sampling_rate=sampling_rate), None
-    except AudioError as error:
-        waveform, problem = np.zeros(0, np.float32), str(error)
-    decoded.update(audio=waveform, duration=len(waveform) / sampling_rate, problem=problem)
-    if "text" in keep:
-        decoded["text"] = row[arguments.text_column]
-    if labels:
-        decoded["label"] = row[labels[0]] if len(labels) == 1 else [row[name] for name in labels]
-    return decoded
+        if row[column] is None:
+            problem = f"names no file in '{column}'"
+        else:
+            waveform = load_audio(row[column], sampling_rate=sampling_rate)
+    except (AudioError, TypeError) as error:
+        problem = str(error)
+    return {"audio": waveform, "duration": len(waveform) / sampling_rate, "problem": problem}

@@ -1,20 +1,18 @@
-"""What pretraining and fine-tuning share: options from YAML and the command line, the run folder, the Trainer."""
+"""What pretraining and fine-tuning share: where the weights come from, the rates of the parts, the Trainer."""
 
-import json
 import math
-import sys
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
 from demo_corpus import demo_language_model
+from scoring import load_processor
 from transformers import (
-    AutoProcessor,
     AutoTokenizer,
     EarlyStoppingCallback,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
 )
@@ -53,14 +51,15 @@ class ModelArguments:
     def load_processor(self) -> CalmProcessor:
         """The checkpoint's processor, or one for a new model."""
         if self.model is not None:
-            return AutoProcessor.from_pretrained(self.model)
+            return load_processor(self.model)
         extractor = CalmFeatureExtractor.from_audio_config(self.spectran())
         return CalmProcessor(extractor, AutoTokenizer.from_pretrained(self.language_model()))
 
     def load_model(self, kind: type, **settings):
         """A model of the class `kind`, from a CALM checkpoint or new around a language model."""
         if self.model is not None:
-            return kind.from_pretrained(self.model, **settings)
+            # A classifier of other classes may be gone on with: its head alone does not fit, and starts anew.
+            return kind.from_pretrained(self.model, ignore_mismatched_sizes=True, **settings)
         return kind.from_text_pretrained(self.language_model(), audio_config=self.spectran(), **settings)
 
 
@@ -75,62 +74,18 @@ class CalmTrainingArguments(TrainingArguments):
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in `output_dir`."})
 
-
-def parse_arguments(*types: type, arguments: list[str] | None = None, defaults: dict | None = None) -> tuple:
-    """Options from `--config file.yaml` and the command line, which wins.
-
-    Raises:
-        ValueError: for a key of the YAML file that no option has.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser(types)
-    parser.add_argument("--config", help="YAML file of options; the command line wins.")
-    parser.set_defaults(**(defaults or {}))
-    config, _ = parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
-    if config.config is not None:
-        values = yaml.safe_load(Path(config.config).read_text()) or {}
-        known = {entry.name for kind in types for entry in fields(kind) if entry.init}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"'{config.config}' sets {unknown}, which no option is called.")
-        parser.set_defaults(**values)
-    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[: len(types)]
-
-
-def start_run(training: CalmTrainingArguments, *options) -> str | None:
-    """Refuse a folder that holds another run, write `config.yaml`, and find the checkpoint to resume from.
-
-    Raises:
-        ValueError: if `output_dir` already holds a run and `--resume` is not given.
-    """
-    folder = Path(training.output_dir)
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if training.process_index == 0 and (folder / "config.yaml").exists() and not training.resume:
-        raise ValueError(
-            f"'{folder}' already holds a run. Choose another `--output_dir`, go on by `--resume`, or remove it."
-        )
-    if training.should_save:
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {}
-        for option in options:
-            settings.update(asdict(option))
-        default = type(training)(output_dir=training.output_dir)
-        for entry in fields(training):
-            value = getattr(training, entry.name)
-            if entry.init and value != getattr(default, entry.name) and isinstance(value, (bool, int, float, str)):
-                settings[entry.name] = getattr(value, "value", value)
-        settings["output_dir"] = training.output_dir
-        (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
-    return str(checkpoints[-1]) if training.resume and checkpoints else None
-
-
-def write_results(folder: str | Path, results: dict) -> None:
-    """Write `results.json`."""
-    (Path(folder) / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    def __post_init__(self):
+        super().__post_init__()
+        # torch refuses to keep workers where there are none: `--dataloader_num_workers 0` alone shall do.
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
 
 
 class CalmTrainer(Trainer):
-    """`Trainer` with a learning rate a part, the loss terms by name, and every validation clip scored."""
+    """`Trainer` with a learning rate a part, the loss terms by name, and every clip of the other splits scored.
+
+    Raises:
+        ValueError: if there are fewer training clips than a batch holds, while incomplete batches are dropped.
+    """
 
     def __init__(self, *args, eval_collator, **kwargs):
         super().__init__(*args, **kwargs)
@@ -138,6 +93,12 @@ class CalmTrainer(Trainer):
         self._terms = defaultdict(list)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+        clips, batch = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and clips < batch:
+            raise ValueError(
+                f"The training split has {clips} clips, fewer than the {batch} of one batch, and incomplete batches"
+                " are dropped. Lower `--per_device_train_batch_size`."
+            )
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -146,7 +107,8 @@ class CalmTrainer(Trainer):
             groups = defaultdict(list)
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    groups[self._rate(name), name in decayed].append(parameter)
+                    # Scalars and vectors are gains, biases and learned placeholders, which have no business at zero.
+                    groups[self._rate(name), name in decayed and parameter.ndim > 1].append(parameter)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = kind(
                 [
@@ -164,11 +126,20 @@ class CalmTrainer(Trainer):
         return self.args.learning_rate if in_spectran else self.args.head_learning_rate
 
     def get_eval_dataloader(self, eval_dataset=None):
-        # The library would drop the last rows here too where training drops them, and draw the training's masks.
+        with self._for_scoring():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        with self._for_scoring():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _for_scoring(self):
+        # The library would drop the last rows where training drops them, and draw the training's augmentation.
         training = self.data_collator, self.args.dataloader_drop_last
         self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.data_collator, self.args.dataloader_drop_last = training
 

@@ -1,0 +1,107 @@
+"""Options in, results out: YAML and the command line, the folder of a run, JSON."""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+
+def parse_arguments(*types: type, arguments: list[str] | None = None, defaults: dict | None = None) -> tuple:
+    """Options from `--config file.yaml` and the command line, which wins.
+
+    Raises:
+        ValueError: for a YAML file that is no mapping, or a key of it that no option has.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = HfArgumentParser(types)
+    parser.add_argument("--config", help="YAML file of options; the command line wins.")
+    parser.set_defaults(**(defaults or {}))
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    file = first.parse_known_args(arguments)[0].config
+    if file is not None:
+        values = yaml.safe_load(Path(file).read_text()) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"'{file}' is not a mapping of options to values, one `option: value` a line.")
+        known = {entry.name for kind in types for entry in fields(kind) if entry.init}
+        unknown = sorted(map(str, set(values) - known))
+        if unknown:
+            raise ValueError(f"'{file}' sets {unknown}, which no option is called; `--help` lists the options.")
+        unset = {name: value for name, value in values.items() if value is None or value == []}
+        parser.set_defaults(**unset)
+        # As a command line, so that the values are converted (YAML takes 1e-3 for text) and checked like one.
+        arguments = _as_options({name: values[name] for name in values if name not in unset}) + arguments
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[: len(types)]
+
+
+def _as_options(values: dict) -> list[str]:
+    options = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            options += [f"--{name}", *map(str, value)]
+        else:
+            options.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return options
+
+
+def start_run(training: TrainingArguments) -> str | None:
+    """Refuse a folder that holds another run, and find the checkpoint to resume from.
+
+    Raises:
+        ValueError: if `output_dir` already holds a run or a model and `--resume` is not given.
+    """
+    folder = Path(training.output_dir)
+    if training.resume:
+        return get_last_checkpoint(folder) if folder.is_dir() else None
+    if any(next(folder.glob(trace), None) for trace in ("config.yaml", "config.json", "checkpoint-*")):
+        raise ValueError(
+            f"'{folder}' already holds a run. Choose another `--output_dir`, go on by `--resume`, or remove it."
+        )
+    return None
+
+
+def write_options(training: TrainingArguments, defaults: dict, *options) -> None:
+    """Write `config.yaml` into the run's folder: give it to `--config`, and the run is repeated.
+
+    Called when the data and the model have been read, so that a mistake in them leaves no run behind.
+
+    Args:
+        defaults: the script's own, which stand there even where the value is that of `TrainingArguments`.
+        options: the other dataclasses of options.
+    """
+    if not training.should_save:
+        return
+    settings = {name: value for option in options for name, value in asdict(option).items()}
+    for entry in fields(training):
+        value, unset = getattr(training, entry.name), entry.default
+        chosen = value != unset and not (value is False and unset is None)  # the library makes such None False
+        plain = isinstance(value, (bool, int, float, str, dict))
+        if entry.init and plain and (chosen or entry.name in defaults) and entry.name not in ("resume", "hub_token"):
+            settings[entry.name] = getattr(value, "value", value)
+    settings["output_dir"] = training.output_dir
+    folder = Path(training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
+
+
+def write_json(file: Path, results: dict) -> None:
+    """Write results as JSON, which knows neither numpy's numbers nor NaN: those that are not finite become null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {str(key): plain(entry) for key, entry in value.items()}
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = value.tolist()
+        if isinstance(value, (list, tuple)):
+            return [plain(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(plain(results), indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,75 @@
+"""Evaluation: seeds, comparisons, baselines, chunks of long clips, and checkpoints that do not go together."""
+
+import evaluate
+import finetune
+import numpy as np
+import pytest
+from example_helpers import assert_finite, load_json, run, waveform
+from scoring import classify, load_checkpoint
+
+from modeling_calm import CalmForSequenceClassification
+
+pytest_plugins = ["example_fixtures"]
+pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
+
+
+@pytest.fixture(scope="module")
+def untrained(folder, corpus, new_model) -> list[str]:
+    """Two seeds of a classifier that has hardly been trained."""
+    runs = [str(folder / f"untrained-{seed}") for seed in (0, 1)]
+    for seed, output in enumerate(runs):
+        run(finetune, corpus, output, *new_model, "--seed", str(seed), steps=1)
+    return runs
+
+
+def test_chunks_of_a_long_clip_are_averaged(fitted):
+    model, processor = load_checkpoint(fitted, CalmForSequenceClassification)
+    chunks = [waveform(i) for i in range(3)]
+    long = [{"audio": np.concatenate(chunks), "text": None}]
+    logits = classify(model, processor, long, batch_size=2, modalities="audio", chunk_length_s=0.4)
+    each = classify(model, processor, [{"audio": chunk, "text": None} for chunk in chunks], 1, "audio")
+    np.testing.assert_allclose(logits[0], each.mean(0), atol=1e-5)
+    whole = classify(model, processor, long, 1, "audio", chunk_length_s=1.3)
+    assert not np.allclose(whole, logits)
+
+
+def test_seeds_are_averaged_and_compared(fitted, untrained, corpus, tmp_path):
+    output = tmp_path / "made" / "compared.json"
+    options = ["--models", fitted, "--compare_models", *untrained, "--output", str(output), "--dataset", corpus]
+    found = evaluate.main(options)
+    assert found["unweighted_average_recall"] == 1.0 and found["num_clips"] == 8
+    of_seeds = evaluate.main(["--models", *untrained, "--output", str(output), "--dataset", corpus])
+    uar = [seed["unweighted_average_recall"] for seed in of_seeds["seeds"]]
+    assert len(uar) == 2 and of_seeds["unweighted_average_recall"] == pytest.approx(np.mean(uar))
+    assert found["compared"]["difference"]["estimate"] == pytest.approx(1 - np.mean(uar))
+    assert_finite(load_json(output))
+
+
+def test_seeds_of_a_pretrained_model_are_averaged(aligned, corpus):
+    once = evaluate.main(["--models", aligned, "--dataset", corpus])
+    twice = evaluate.main(["--models", aligned, aligned, "--dataset", corpus])
+    assert twice["seeds"] == once["seeds"] * 2 and twice["num_texts"] == 8
+
+
+def test_checkpoints_of_other_labels_or_kinds_are_not_mixed(aligned, fitted, corpus, folder):
+    """Logits of another order of classes would be scored as if they were of the first."""
+    other = str(folder / "other")
+    run(finetune, corpus, other, "--model", aligned, "--label_column", "level", steps=1)
+    with pytest.raises(ValueError, match=r"other' tells \['0', '1', '2'\].*\['calm', 'noisy'\]"):
+        evaluate.main(["--models", fitted, "--compare_models", other, "--dataset", corpus])
+    with pytest.raises(ValueError, match="aligned' holds .*CalmForPreTraining.*not a CalmForSequenceClassification"):
+        evaluate.main(["--models", fitted, aligned, "--dataset", corpus])
+    with pytest.raises(ValueError, match="--egemaps.*compare classifiers"):
+        evaluate.main(["--models", aligned, "--egemaps", "--dataset", corpus])
+
+
+def test_egemaps_is_a_baseline(fitted, corpus):
+    pytest.importorskip("opensmile")
+    found = evaluate.main(["--models", fitted, "--egemaps", "--dataset", corpus])
+    assert found["egemaps_svm"]["unweighted_average_recall_interval"]["estimate"] == 1.0
+
+
+def test_labels_that_do_not_fit_the_model(aligned, corpus, folder):
+    run(finetune, corpus, folder / "two", "--model", aligned, "--label_column", "loud,high", steps=1)
+    with pytest.raises(ValueError, match=r"2 numbers \['loud', 'high'\].*test.*'calm'.*--label_column"):
+        evaluate.main(["--models", str(folder / "two"), "--dataset", corpus])
