@@ -75,8 +75,8 @@ def fit_labels(dataset: Dataset, problem_type: str, label2id: dict[str, int], sp
     width = {len(label) if isinstance(label, list) else 0 if isinstance(label, str) else 1 for label in labels}
     if width != {len(label2id)}:
         raise ValueError(
-            f"The model gives the {len(label2id)} numbers {sorted(label2id, key=label2id.get)}, and the labels of split"
-            f" '{split}' are not as many numbers, the first being {labels[0]!r}. Name the columns with"
+            f"The model gives the {len(label2id)} numbers {sorted(label2id, key=label2id.get)}, and the labels of"
+            f" split '{split}' are not as many numbers, the first being {labels[0]!r}. Name the columns with"
             " `--label_column`."
         )
     if problem_type == "multi_label_classification":

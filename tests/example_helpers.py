@@ -74,7 +74,7 @@ def write_corpus(folder: Path, number: int = 8, splits: tuple[str, ...] = ("trai
 
 
 def save_language_model(folder: Path) -> str:
-    """A BERT of 2 layers, 32 wide, with a WordPiece tokenizer of the words of `TEXTS`."""
+    """A BERT of 2 layers, 32 wide, without dropout, with a WordPiece tokenizer of the words of `TEXTS`."""
     pieces = [
         "[PAD]",
         "[UNK]",
@@ -88,7 +88,7 @@ def save_language_model(folder: Path) -> str:
     tokenizer.save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     return str(folder)

@@ -1,0 +1,135 @@
+"""Options from YAML and the command line, the folder of a run, and JSON that any reader reads."""
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import yaml
+from evaluate import EvaluationArguments
+from options import parse_arguments, start_run, write_json, write_options
+from pretrain import DEFAULTS, PretrainingArguments
+from speech_data import DataArguments
+from training import CalmTrainingArguments
+
+KINDS = (PretrainingArguments, DataArguments, CalmTrainingArguments)
+
+
+def parse(*arguments: str, folder: str = "unused") -> tuple:
+    return parse_arguments(*KINDS, arguments=["--output_dir", folder, *arguments], defaults=DEFAULTS)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """`config(text)`: a YAML file as the two words of a command line."""
+
+    def write(text: str) -> list[str]:
+        file = tmp_path / "options.yaml"
+        file.write_text(text)
+        return ["--config", str(file)]
+
+    return write
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_the_defaults(config):
+    file = config("num_train_epochs: 7\nseed: 3\naugment: false\nstage: fuse\n")
+    pretraining, _, training = parse(*file, "--seed", "5", "--stage=align")
+    assert (training.num_train_epochs, training.seed, pretraining.stage) == (7, 5, "align")
+    assert pretraining.augment is False
+    assert training.learning_rate == DEFAULTS["learning_rate"]
+
+
+def test_yaml_values_become_what_the_option_takes(config):
+    """YAML reads 1e-3 as text, for want of a point."""
+    pretraining, data, training = parse(
+        *config(
+            "learning_rate: 1e-3\ntext_learning_rate: 2e-5\nmodel: null\nearly_stopping_patience: 4\n"
+            "lr_scheduler_kwargs: {num_cycles: 2}\ntrain_split: train[:90%]\nskip_bad_audio: true\n"
+        )
+    )
+    assert (training.learning_rate, training.text_learning_rate) == (1e-3, 2e-5)
+    assert pretraining.model is None and training.early_stopping_patience == 4
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert data.train_split == "train[:90%]" and data.skip_bad_audio is True
+
+
+@pytest.mark.parametrize(("text", "models"), [("models: runs/a", ["runs/a"]), ("models: [a, b]", ["a", "b"])])
+def test_yaml_gives_one_value_or_a_list(config, text, models):
+    """A text is no list of letters."""
+    (arguments,) = parse_arguments(EvaluationArguments, arguments=config(text))
+    assert arguments.models == models
+
+
+@pytest.mark.parametrize("text", ["learning_rat: 1", "learning_rat: 1\nlearning_rate: 1"])
+def test_an_unknown_key_of_yaml_is_refused(config, text):
+    with pytest.raises(ValueError, match=r"options.yaml' sets \['learning_rat'\], which no option is called"):
+        parse(*config(text))
+
+
+def test_a_yaml_file_that_is_no_mapping_is_refused(config):
+    with pytest.raises(ValueError, match="options.yaml' is not a mapping"):
+        parse(*config("- learning_rate"))
+
+
+@pytest.mark.parametrize(("text", "reason"), [("stage: fues", "invalid choice"), ("seed: many", "invalid int")])
+def test_yaml_values_are_checked_like_the_command_line(config, capsys, text, reason):
+    with pytest.raises(SystemExit):
+        parse(*config(text))
+    assert reason in capsys.readouterr().err
+
+
+def test_a_run_repeats_from_its_config(tmp_path):
+    """Every option, also one whose value is the library's default but not the script's."""
+    given = parse(
+        "--learning_rate", "5e-5", "--num_train_epochs", "3", "--stage", "fuse", "--no_augment", "--train_split",
+        "train[:90%]", "--lr_scheduler_kwargs", '{"num_cycles": 0.4}', "--masked_language_loss_weight", "0.5",
+        "--early_stopping_patience", "2", "--eval_strategy", "steps", "--save_strategy", "steps", "--save_steps", "7",
+        "--eval_steps", "7", "--hub_token", "secret", "--resume", folder=str(tmp_path),
+    )  # fmt: skip
+    pretraining, data, training = given
+    write_options(training, DEFAULTS, pretraining, data)
+    text = (tmp_path / "config.yaml").read_text()
+    assert "secret" not in text and "resume" not in yaml.safe_load(text)
+    training.resume, training.hub_token = False, None
+    again = parse_arguments(*KINDS, arguments=["--config", str(tmp_path / "config.yaml")], defaults=DEFAULTS)
+    assert again[:2] == given[:2]
+    for entry in fields(training):
+        value = getattr(training, entry.name)
+        if entry.init and isinstance(value, (bool, int, float, str, dict, type(None))):
+            assert getattr(again[2], entry.name) == value, entry.name
+
+
+@pytest.mark.parametrize("trace", ["config.yaml", "config.json", "checkpoint-3/model.safetensors"])
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path, trace):
+    (tmp_path / trace).parent.mkdir(exist_ok=True)
+    (tmp_path / trace).write_text("precious")
+    with pytest.raises(ValueError, match="already holds a run.*--output_dir.*--resume"):
+        start_run(parse(folder=str(tmp_path))[2])
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file.read_text() for file in files] == ["precious"]
+
+
+def test_resuming_takes_the_last_checkpoint(tmp_path):
+    assert start_run(parse("--resume", folder=str(tmp_path / "new"))[2]) is None
+    assert not (tmp_path / "new").exists()
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-old"):
+        (tmp_path / name).mkdir()
+    assert start_run(parse("--resume", folder=str(tmp_path))[2]) == str(tmp_path / "checkpoint-10")
+
+
+def test_no_workers_need_no_other_option():
+    """The default keeps the workers between epochs, which torch refuses where there are none."""
+    assert parse()[2].dataloader_persistent_workers
+    assert not parse("--dataloader_num_workers", "0")[2].dataloader_persistent_workers
+
+
+def test_an_audio_configuration_that_is_not_there():
+    with pytest.raises(ValueError, match=r"--audio_config huge.* 'small', 'tiny'"):
+        parse("--audio_config", "huge")[0].spectran()
+
+
+def test_json_holds_numpy_and_no_nan(tmp_path):
+    values = {"a": np.float32(0.5), "b": np.arange(2), 3: [float("nan"), np.inf, (np.int64(7), None, True)], "d": "é"}
+    write_json(tmp_path / "new" / "results.json", values)
+    found = json.loads((tmp_path / "new" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"a": 0.5, "b": [0, 1], "3": [None, None, [7, None, True]], "d": "é"}

@@ -1,0 +1,166 @@
+"""The Trainer: one rate a part, no decay of gains and biases, every clip scored, and the gradient of a mean."""
+
+import copy
+import functools
+
+import pretrain
+import pytest
+import torch
+from example_helpers import load_json, read, run
+from finetune import fit_labels
+from pretrain import retrieval
+from torch import nn
+from training import CalmTrainer, CalmTrainingArguments, ModelArguments
+from transformers import TrainerCallback
+
+from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
+from processing import (
+    DataCollatorForCalmClassification,
+    DataCollatorForCalmPreTraining,
+    SpecAugment,
+    WaveformAugmentation,
+)
+
+pytest_plugins = ["example_fixtures"]
+pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
+
+
+class Recorder(TrainerCallback):
+    """Keeps the gradient that the optimizer is given, and does not let it step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradient = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def arguments(new_model) -> ModelArguments:
+    return ModelArguments(text_model=new_model[1], audio_config=new_model[3])
+
+
+@pytest.fixture
+def make_trainer(arguments, corpus, tmp_path):
+    """`make_trainer(kind, **settings of the training)`: a trainer of eight clips, its collator keeping the batches."""
+
+    def make(kind: type, augment: bool = False, **settings) -> CalmTrainer:
+        torch.manual_seed(0)
+        processor, dataset = arguments.load_processor(), read(corpus)
+        augmentation = (WaveformAugmentation(), SpecAugment()) if augment else (None, None)
+        if kind is CalmForPreTraining:
+            model = arguments.load_model(kind)
+            collator = DataCollatorForCalmPreTraining(processor, *augmentation)
+            plain = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+            settings |= {"label_names": ["input_ids"]}
+        else:
+            names = {"calm": 0, "noisy": 1}
+            problem = "single_label_classification"
+            model = arguments.load_model(kind, problem_type=problem, label2id=names, classifier_dropout=0.0)
+            dataset = fit_labels(dataset, problem, names, "train")
+            collator = DataCollatorForCalmClassification(processor, *augmentation)
+            plain = DataCollatorForCalmClassification(processor)
+        options = CalmTrainingArguments(
+            output_dir=str(tmp_path), remove_unused_columns=False, report_to="none", save_strategy="no",
+            dataloader_drop_last=True, disable_tqdm=True, dataloader_num_workers=0, max_grad_norm=0.0,
+            **{"per_device_eval_batch_size": 3, **settings},
+        )  # fmt: skip
+        batches = []
+
+        def collate(rows):
+            batches.append(collator(rows))
+            return batches[-1]
+
+        trainer = CalmTrainer(
+            model=model, args=options, data_collator=collate, eval_collator=plain, train_dataset=dataset,
+            eval_dataset=dataset, processing_class=processor,
+            compute_metrics=functools.partial(retrieval, processor.tokenizer) if kind is CalmForPreTraining else None,
+        )  # fmt: skip
+        trainer.seen_batches = batches
+        return trainer
+
+    return make
+
+
+def test_every_parameter_learns_at_the_rate_of_its_part(make_trainer):
+    rates = {"learning_rate": 1e-3, "text_learning_rate": 1e-5, "head_learning_rate": 1e-2, "weight_decay": 0.1}
+    for kind, heads in (
+        (CalmForPreTraining, ("lm_head.", "acoustic_head.")),
+        (CalmForSequenceClassification, ("classifier.",)),
+    ):
+        trainer = make_trainer(kind, **rates)
+        trainer.model.get_input_embeddings().requires_grad_(False)
+        groups = trainer.create_optimizer().param_groups
+        place = {id(p): group for group in groups for p in group["params"]}
+        trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+        assert sum(len(group["params"]) for group in groups) == len(place) == len(trained)
+        assert not any(id(p) in place for p in trainer.model.get_input_embeddings().parameters())
+        for name, parameter in trained.items():
+            part = "text" if ".text_model." in name else "head" if name.startswith(heads) else "spectran"
+            expected = {"text": 1e-5, "head": 1e-2, "spectran": 1e-3}[part]
+            assert place[id(parameter)]["lr"] == expected, name
+        assert {group["lr"] for group in groups} == {1e-5, 1e-2, 1e-3}
+
+
+def test_gains_biases_and_scales_do_not_decay(make_trainer):
+    trainer = make_trainer(CalmForPreTraining, weight_decay=0.1)
+    decay = {
+        id(p): group["weight_decay"] for group in trainer.create_optimizer().param_groups for p in group["params"]
+    }
+    norms = {id(p) for m in trainer.model.modules() if "norm" in type(m).__name__.lower() for p in m.parameters()}
+    assert norms
+    for name, parameter in trainer.model.named_parameters():
+        spared = id(parameter) in norms or name.endswith("bias") or parameter.ndim < 2
+        assert decay[id(parameter)] == (0.0 if spared else 0.1), name
+    for module in trainer.model.modules():
+        if isinstance(module, nn.Linear):
+            assert decay[id(module.weight)] == 0.1
+
+
+@pytest.mark.parametrize("kind", [CalmForPreTraining, CalmForSequenceClassification])
+def test_every_clip_is_scored_as_it_is(make_trainer, kind):
+    """`dataloader_drop_last` and the augmentation are for training; the library would keep both in every split."""
+    trainer = make_trainer(kind, augment=True)
+    first, second = (trainer.predict(trainer.eval_dataset) for _ in range(2))
+    embeds = [p.predictions[0] if kind is CalmForPreTraining else p.predictions for p in (first, second)]
+    assert len(embeds[0]) == len(first.label_ids) == 8
+    assert (embeds[0] == embeds[1]).all()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(first.metrics["test_loss"])
+    assert kind is CalmForSequenceClassification or metrics["eval_num_clips"] == 8
+    assert trainer.seen_batches == []
+    assert trainer.args.dataloader_drop_last and len(trainer.get_train_dataloader()) == 1
+
+
+@pytest.mark.parametrize("kind", [CalmForPreTraining, CalmForSequenceClassification])
+def test_accumulation_gives_the_gradient_of_the_mean_loss(make_trainer, kind):
+    """The library takes a model whose forward has `**kwargs` for one that divides by the batches itself."""
+    trainer = make_trainer(kind, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1)
+    model = copy.deepcopy(trainer.model).train()
+    recorder = Recorder()
+    trainer.add_callback(recorder)
+    trainer.train()
+    assert [len(batch["input_ids"]) for batch in trainer.seen_batches] == [4, 4]
+    torch.stack([model(**batch).loss for batch in trainer.seen_batches]).mean().backward()
+    expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert expected.keys() == recorder.gradient.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(recorder.gradient[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_log_names_the_terms_and_the_loss_of_chance(make_trainer):
+    trainer = make_trainer(CalmForPreTraining, per_device_train_batch_size=4, max_steps=2, logging_steps=2)
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    terms = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
+    config = trainer.model.config
+    total = sum(getattr(config, f"{term}_weight") * entry[term] for term in terms)
+    assert total == pytest.approx(entry["loss"], abs=1e-3)
+    assert entry["chance_loss"] == pytest.approx(1.3863, abs=1e-4)  # ln 4
+
+
+def test_a_run_that_stopped_goes_on(corpus, new_model, tmp_path):
+    options = [*new_model, "--save_steps", "1", "--eval_steps", "1"]
+    run(pretrain, corpus, tmp_path, *options, steps=2)
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(pretrain, corpus, tmp_path, *options, steps=3)
+    run(pretrain, corpus, tmp_path, *options, "--resume", steps=3)
+    history = load_json(tmp_path / "trainer_state.json")["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
