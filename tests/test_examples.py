@@ -9,6 +9,7 @@ import finetune
 import pretrain
 import pytest
 import torch
+from demo_corpus import build_demo_corpus
 from example_helpers import assert_finite, assert_is_a_run, load_json, read, rows, run, write_corpus, write_table
 from scoring import embed
 from training import ModelArguments
@@ -19,7 +20,7 @@ from processing.retrieval import audio_text_retrieval
 
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
-LABELS = {"classes": "emotion", "multi-label": "loud,high", "regression": "valence,arousal"}
+LABELS = {"classes": "emotion", "multi-label": "loud,high", "scores": "valence,arousal", "score": "valence"}
 
 
 def test_alignment_learns_eight_clips_by_heart(aligned, corpus, new_model):
@@ -161,3 +162,22 @@ def test_a_script_runs_from_any_folder(tmp_path):
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert "--stage" in finished.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_in_small(tmp_path, minilm_folder):
+    """Speech, a real language model and the default options: words of known voices are found again."""
+    pytest.importorskip("espeakng_loader")
+    speech = str(build_demo_corpus(tmp_path / "corpus", num_sentences=6))
+    options = ["--dataset", speech, "--validation_split", "train", "--disable_tqdm", "true"]
+    options += ["--per_device_train_batch_size", "16"]
+    model = ["--text_model", minilm_folder, "--audio_config", "tiny", "--num_train_epochs", "20"]
+    pretrain.main([*options, *model, "--output_dir", str(tmp_path / "aligned")])
+    found = evaluate.main(["--models", str(tmp_path / "aligned"), "--dataset", speech, "--split", "train"])
+    assert found["num_clips"] == 36 and found["num_texts"] == 6
+    assert found["audio_to_text_recall@1"] > 0.5  # of 6 transcripts
+    assert found["word_reading"] > found["word_reading_other_transcript"]
+    aligned = ["--model", str(tmp_path / "aligned"), "--num_train_epochs", "3"]
+    finetune.main([*options, *aligned, "--output_dir", str(tmp_path / "emotion")])
+    found = evaluate.main(["--models", str(tmp_path / "emotion"), "--dataset", speech, "--split", "train"])
+    assert found["unweighted_average_recall"] > 0.25  # chance, of four emotions
