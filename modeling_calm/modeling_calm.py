@@ -41,6 +41,7 @@ class CalmModelOutput(BaseModelOutputWithPooling):
         pooler_output: (B, H), the mean over real places.
         acoustic_tokens: (B, T, E), relative to the mean of the vocabulary, zero where masked.
         acoustic_tokens_mask: (B, T) bool.
+        audio_pooler_output: (B, hidden), the mean over SpecTran's real states; zero for a row without audio.
         audio_embeds: (B, E), L2-normalised mean of the acoustic tokens; zero for a row without audio.
         text_embeds: (B, E), L2-normalised mean of the centred word embeddings; zero for a row without text.
         hidden_states, attentions: the language model's own, over the compacted sequence: real lexical, real
@@ -49,6 +50,7 @@ class CalmModelOutput(BaseModelOutputWithPooling):
 
     acoustic_tokens: torch.FloatTensor | None = None
     acoustic_tokens_mask: torch.BoolTensor | None = None
+    audio_pooler_output: torch.FloatTensor | None = None
     audio_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
 
@@ -370,9 +372,10 @@ class CalmModel(CalmPreTrainedModel):
         words = self.get_input_embeddings()(input_ids)  # (B, L, E)
         if input_features is None:
             tokens, tokens_mask = words[:, :0], words_mask[:, :0]
+            pooled_audio = words.new_zeros(len(words), self.config.audio_config.hidden_size)
         else:
             audio = self.audio_model(input_features, input_features_mask, return_dict=True)
-            tokens_mask = audio.acoustic_tokens_mask
+            tokens_mask, pooled_audio = audio.acoustic_tokens_mask, audio.pooler_output
             tokens = self.project(audio.last_hidden_state, tokens_mask)
         outputs = self.fuse(words, words_mask, token_type_ids, tokens, tokens_mask, **kwargs)
         return CalmModelOutput(
@@ -380,6 +383,7 @@ class CalmModel(CalmPreTrainedModel):
             pooler_output=masked_mean(outputs.last_hidden_state, torch.cat((words_mask, tokens_mask), dim=1)),
             acoustic_tokens=tokens,
             acoustic_tokens_mask=tokens_mask,
+            audio_pooler_output=pooled_audio,
             audio_embeds=normalize(masked_mean(tokens, tokens_mask), dim=-1),
             text_embeds=self.pool_text(input_ids, words_mask),
             hidden_states=outputs.hidden_states,
@@ -569,7 +573,9 @@ class CalmForPreTraining(CalmPreTrainedModel):
 class CalmForSequenceClassification(CalmPreTrainedModel):
     """[`CalmModel`] with a linear head: emotions and other labels of an utterance, or its valence and arousal.
 
-    Single-label, multi-label and regression by `config.problem_type`; audio alone, text alone or both.
+    The head sees the language model's pooled states and, beside them, SpecTran's: what a voice tells beyond its words
+    need not pass through the space of words. Our choice. Single-label, multi-label and regression by
+    `config.problem_type`; audio alone, text alone or both.
     """
 
     accepts_loss_kwargs = False  # the loss is a mean already; Trainer would divide it again
@@ -579,7 +585,7 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
         self.num_labels = config.num_labels
         self.calm = CalmModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size + config.audio_config.hidden_size, config.num_labels)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -614,7 +620,8 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        logits = self.classifier(self.dropout(outputs.pooler_output))
+        pooled = torch.cat((outputs.pooler_output, outputs.audio_pooler_output), dim=-1)  # (B, H + hidden)
+        logits = self.classifier(self.dropout(pooled))
         return SequenceClassifierOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config),
             logits=logits,
