@@ -270,6 +270,7 @@ class CalmAudioModel(PreTrainedModel):
             chosen, real = torch.zeros_like(tokens_mask), real.clone()
             chosen[0, 0] = real[0, 0] = True
         patches = input_features.view(batch, -1, size, patch_dim)[chosen]  # (W, S, D)
+        torch._check(patches.shape[0] > 0)  # what export and compilation cannot know
         real = real[chosen]  # (W, S)
 
         hidden_states = self.embeddings(patches.to(self.embeddings.projection.weight.dtype))  # (W, S, hidden)

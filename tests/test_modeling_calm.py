@@ -195,6 +195,17 @@ def test_context_crosses_windows_and_nothing_else_does(audio_config_values, batc
         assert bool((before[0, :2] - after[0, :2]).abs().max() > 1e-6) is reaches
 
 
+def test_masked_patches_weigh_nothing_in_their_window(audio_config, batch):
+    """The last window of a clip is seldom full; what it holds besides speech may not be pooled into a word."""
+    model = CalmAudioModel(audio_config).eval()
+    before = model(batch["input_features"], batch["input_features_mask"]).last_hidden_state
+    with torch.no_grad():
+        model.embeddings.position_embeddings.weight[4:] += 1  # the places that are empty in every clip's last window
+    after = model(batch["input_features"], batch["input_features_mask"]).last_hidden_state
+    assert torch.equal(before[3, 0], after[3, 0])  # a clip of half a window
+    assert not torch.equal(before[0], after[0])
+
+
 def test_the_order_of_windows_matters(audio_config, batch):
     """Rotary positions that did nothing would make a clip a bag of words."""
     model = CalmAudioModel(audio_config).eval()
@@ -446,6 +457,12 @@ def test_evaluation_repeats_to_the_bit_and_training_does_not(config, batch):
         assert torch.equal(model(**batch)[0], model(**batch)[0])
         model.train()
         assert not torch.equal(model(**batch)[0], model(**batch)[0])
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for silent in ("audio_config", "text_config"):
+            setattr(getattr(config, silent), name, 0.0)
+    head_alone = CalmForSequenceClassification(config).train()
+    assert not torch.equal(head_alone(**batch)[0], head_alone(**batch)[0])
+    config.audio_config.hidden_dropout_prob = 0.1
     audio = CalmAudioModel(config.audio_config).train()
     assert not torch.equal(audio(batch["input_features"])[0], audio(batch["input_features"])[0])
 
@@ -469,6 +486,59 @@ def test_half_precision_runs(config, batch):
     )
     assert output.logits.dtype == torch.bfloat16
     assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize("terms", [ALIGN, {}])
+def test_a_step_under_autocast(config, pretraining_batch, terms):
+    """Mixed precision is how it is trained on GPUs; parts of two types must not meet."""
+    for name, value in terms.items():
+        setattr(config, name, value)
+    model = CalmForPreTraining(quiet(config)).train()
+    drawn = spoil(pretraining_batch())
+    expected = model(**drawn).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**drawn).loss
+    loss.backward()
+    close(loss, expected, 0.05)
+    assert all(slope is None or slope.isfinite().all() for slope in gradients(model).values())
+
+
+def test_attention_implementations_agree(audio_config_values, text_config, batch):
+    """The fused kernels are a matter of speed alone."""
+    outputs = []
+    for attention in ("eager", "sdpa"):
+        torch.manual_seed(0)
+        audio_config = CalmAudioConfig(**audio_config_values)
+        config = CalmConfig(audio_config=audio_config, text_config=text_config, attn_implementation=attention)
+        model = CalmModel(config).eval()
+        assert model.audio_model.config._attn_implementation == attention
+        outputs.append(model(**batch).last_hidden_state)
+    close(*outputs)
+
+
+def test_the_exported_graph_is_the_model(config, batch):
+    """Deployment runs the graph: with sizes frozen in it, it would be right for one length of clip only."""
+    model = CalmModel(config).eval()
+
+    class Tensors(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask, input_features, input_features_mask):
+            output = self.model(input_ids, input_features, attention_mask, input_features_mask=input_features_mask)
+            return output.last_hidden_state, output.audio_embeds, output.text_embeds
+
+    clips, words, windows = (torch.export.Dim(name, min=2, max=40) for name in ("clips", "words", "windows"))
+    text, audio = {0: clips, 1: words}, {0: clips, 1: 8 * windows}
+    graph = torch.export.export(
+        Tensors(), tuple(batch[key] for key in INPUTS), dynamic_shapes=(text, text, audio, audio)
+    )
+    for form in (batch, spoil(lengthen(batch)), {key: value[:2] for key, value in batch.items()}):
+        with torch.no_grad():
+            expected = Tensors()(*(form[key] for key in INPUTS))
+            for value, truth in zip(graph.module()(*(form[key] for key in INPUTS)), expected, strict=True):
+                close(value, truth)
 
 
 # ---- Pretraining
@@ -591,6 +661,17 @@ def test_the_masked_terms_are_those_of_their_formulas(config, pretraining_batch)
     true = unmasked[drawn["mask_time_indices"]]
     similarities = normalize(seen["acoustic_head"], dim=-1) @ normalize(true, dim=-1).T / 0.07
     close(output.masked_acoustic_loss, -similarities.log_softmax(-1).diagonal().mean(), 1e-4)
+
+
+def test_the_targets_of_masked_windows_do_not_move_to_meet_the_prediction(config, pretraining_batch):
+    """With a gradient through them, all acoustic tokens could become one: the easiest target of all."""
+    for term in TERMS[:3]:
+        setattr(config, f"{term}_weight", 0.0)
+    model = CalmForPreTraining(config).train()
+    torch.nn.init.zeros_(model.acoustic_head.weight)  # closes the way through the prediction
+    model(**pretraining_batch()).loss.backward()
+    assert model.acoustic_head.weight.grad.any()
+    assert all(value.grad is None or not value.grad.any() for value in model.calm.parameters())
 
 
 def test_neighbours_are_compared_before_the_context(config, pretraining_batch):
