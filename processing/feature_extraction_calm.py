@@ -19,7 +19,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
     r"""Turns waveforms into the patches that [`CalmAudioModel`] reads.
 
     The natural-log mel spectrogram (Hann window of 25 ms every 10 ms, Kaldi's mel scale from 20 Hz to half the
-    sampling rate) is normalised in every mel bin over the clip's real frames, cut into patches of
+    sampling rate) is normalised over the real frames of the clip, cut into patches of
     `patch_frames` x `patch_bins`, and filled up to whole acoustic tokens. Any length works; a clip shorter than one
     token gives one token.
 

@@ -90,9 +90,10 @@ def log_mel_spectrogram(
 
 
 def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
-    """Make a clip independent of its level and its channel: zero mean and unit variance in every mel bin.
+    """Make a clip independent of its level: zero mean and unit variance over all its frames and mel bins together.
 
-    The statistics see real frames only. Our choice (cepstral mean and variance normalisation, on the mel bins).
+    A mean in every bin would also remove the channel, and with it how high and how tense a voice is, which is what
+    emotion is read from. The statistics see real frames only. Our choice.
 
     Args:
         log_mel: (B, F, M) natural logarithms.
@@ -102,13 +103,12 @@ def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
         (B, F, M), zero past each clip's end.
     """
     past_end = ~real_frames(num_frames, log_mel.shape[1])
-    count = num_frames[:, None, None]
-    # Counted from the first frame, a bin that never moves is zero to the bit, not the rounding of a sum divided by a
-    # deviation of nothing; the upper bins of telephone speech are such.
-    log_mel = (log_mel - log_mel[:, :1]).masked_fill_(past_end, 0.0)
-    centred = (log_mel - log_mel.sum(1, keepdim=True) / count).masked_fill_(past_end, 0.0)
-    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt_()
-    return centred / deviation.add_(1e-2)  # the constant keeps a bin that never moves from being blown up
+    count = (num_frames * log_mel.shape[2])[:, None, None]
+    # Counted from the first value, digital silence is zero to the bit and not a rounding error divided by nothing.
+    log_mel = (log_mel - log_mel[:, :1, :1]).masked_fill_(past_end, 0.0)
+    centred = (log_mel - log_mel.sum((1, 2), keepdim=True) / count).masked_fill_(past_end, 0.0)
+    deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt_()
+    return centred / deviation.add_(1e-2)  # the constant keeps a clip that never moves from being blown up
 
 
 def patchify(log_mel: torch.Tensor, patch_frames: int, patch_bins: int) -> torch.Tensor:
