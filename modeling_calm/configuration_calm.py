@@ -19,8 +19,8 @@ CONFIG_VERSION = 1
 LIBRARY_KEYWORDS = {
     "attn_implementation", "auto_map", "bos_token_id", "custom_pipelines", "eos_token_id", "experts_implementation",
     "model_type", "name_or_path", "num_labels", "output_attentions", "pad_token_id", "quantization_config",
-    "tie_last_hidden_states", "tie_word_embeddings", "torch_dtype", "use_cache",
-    "_attn_implementation", "_commit_hash", "_name_or_path",
+    "tie_last_hidden_states", "tie_word_embeddings", "torch_dtype", "use_cache", "_attn_implementation",
+    "_commit_hash", "_name_or_path",
 }  # fmt: skip
 
 

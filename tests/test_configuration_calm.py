@@ -150,4 +150,7 @@ def test_what_the_library_writes_into_a_configuration_is_no_typo():
     """Pipelines and quantizers add entries to `config.json`; refusing them would make saved checkpoints unreadable."""
     config = CalmConfig(custom_pipelines={"calm": {"impl": "pipeline_calm.CalmPipeline"}}, dtype="float16")
     assert config.custom_pipelines == {"calm": {"impl": "pipeline_calm.CalmPipeline"}}
-    CalmConfig(**CalmConfig(attn_implementation="eager", output_attentions=True).to_dict())
+    for kind in (CalmConfig, CalmAudioConfig):
+        config = kind(attn_implementation="eager", output_attentions=True)
+        config.tie_word_embeddings = config.tie_last_hidden_states = config.use_cache = False
+        assert kind(**config.to_dict()).tie_word_embeddings is False

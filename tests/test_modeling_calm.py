@@ -257,6 +257,8 @@ def test_calm_model_shapes(config, batch):
     assert output.pooler_output.shape == (4, 24)
     assert output.acoustic_tokens.shape == (4, 4, 24)
     assert output.acoustic_tokens_mask.sum(-1).tolist() == [3, 2, 4, 1]
+    spectran = model.audio_model(batch["input_features"], batch["input_features_mask"])
+    close(output.audio_pooler_output, spectran.pooler_output)
     for embeds in (output.audio_embeds, output.text_embeds):
         close(embeds.norm(dim=-1), torch.ones(4))
     real = torch.cat((batch["attention_mask"].bool(), output.acoustic_tokens_mask), dim=1)
@@ -270,6 +272,7 @@ def test_calm_model_shapes(config, batch):
     assert text_alone.last_hidden_state.shape == (4, 9, 24)
     assert text_alone.acoustic_tokens.shape == (4, 0, 24)
     assert torch.equal(text_alone.audio_embeds, torch.zeros(4, 24))
+    assert torch.equal(text_alone.audio_pooler_output, torch.zeros(4, 32))
 
 
 def test_text_alone_is_the_language_model_itself(text_config, config, batch):
@@ -297,7 +300,7 @@ def test_rows_alone_and_together_in_every_language_model(name, audio_config, bat
     together = model(**spoil(batch))
     assert together.last_hidden_state.isfinite().all()
     longer = model(**spoil(lengthen(batch)))
-    for key in ("pooler_output", "audio_embeds", "text_embeds"):
+    for key in ("pooler_output", "audio_pooler_output", "audio_embeds", "text_embeds"):
         close(longer[key], together[key])
     close(longer.last_hidden_state[:, :9], together.last_hidden_state[:, :9])
     close(longer.last_hidden_state[:, 12:16], together.last_hidden_state[:, 9:])
@@ -308,7 +311,7 @@ def test_rows_alone_and_together_in_every_language_model(name, audio_config, bat
         if row == 3:
             one = {key: one[key] for key in INPUTS[:2]}
         alone = model(**one)
-        for key in ("pooler_output", "audio_embeds", "text_embeds"):
+        for key in ("pooler_output", "audio_pooler_output", "audio_embeds", "text_embeds"):
             close(alone[key][0], together[key][row])
 
 
@@ -822,7 +825,7 @@ def test_every_problem_trains_the_whole_classifier(audio_config, text_config, ba
     output = model(**batch, labels=labels)
     output.loss.backward()
     idle = {name for name, slope in gradients(model).items() if slope is None}
-    assert idle == {"calm.audio_model.mask_embedding"}
+    assert idle == {"calm.audio_model.mask_embedding"}  # fine-tuning hides no window
     assert config.to_dict() == before
 
 
