@@ -9,11 +9,10 @@ selection sees the validation split only.
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from options import parse_arguments, start_run, write_json, write_options
+from options import parse_arguments, start_run, write_options
 from speech_data import DataArguments, read_split
 from training import CalmTrainer, CalmTrainingArguments, ModelArguments
 from transformers import set_seed
@@ -35,6 +34,7 @@ class FinetuningArguments(ModelArguments):
     modalities: str = field(default="both", metadata={"help": "both, audio or text.", "choices": MODALITIES})
     balance_classes: bool = field(default=False, metadata={"help": "Weigh classes by their inverse frequency."})
     regression_loss: str = field(default="ccc", metadata={"help": "mse or ccc, for labels that are real numbers."})
+    freeze_text: bool = field(default=False, metadata={"help": "Keep the language model as it is."})
     linear_probe: bool = field(default=False, metadata={"help": "Train the classifier alone; the encoders stay."})
     augment: bool = field(default=True, metadata={"help": "Level, noise and SpecAugment; pitch and rate stay."})
 
@@ -152,6 +152,8 @@ def main(argv: list[str] | None = None) -> dict:
         head["class_weights"] = [float(weight) for weight in len(train) / (len(counts) * counts)]
     model = arguments.load_model(CalmForSequenceClassification, regression_loss=arguments.regression_loss, **head)
     model.get_input_embeddings().requires_grad_(False)  # the acoustic tokens are aligned with them as they are
+    if arguments.freeze_text:
+        model.calm.text_model.requires_grad_(False)
     if arguments.linear_probe:
         model.calm.requires_grad_(False)
     if arguments.modalities == "text":
@@ -179,10 +181,7 @@ def main(argv: list[str] | None = None) -> dict:
     for split, dataset in (("validation", validation), ("test", test)):
         prediction = trainer.predict(dataset, metric_key_prefix=split)
         results[split] = scores(model.config, prediction.predictions, prediction.label_ids)
-    trainer.save_model()
-    trainer.save_state()
-    if training.should_save:
-        write_json(Path(training.output_dir) / "results.json", results)
+    trainer.finish(results)
     return results
 
 

@@ -10,11 +10,10 @@ with `--model ALIGNED_RUN` and trains SpecTran and the language model on all fou
 import logging
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from options import parse_arguments, start_run, write_json, write_options
+from options import parse_arguments, start_run, write_options
 from speech_data import DataArguments, read_split
 from training import CalmTrainer, CalmTrainingArguments, ModelArguments
 from transformers import set_seed
@@ -126,10 +125,7 @@ def main(argv: list[str] | None = None) -> dict:
     write_options(training, DEFAULTS, arguments, data)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
-    trainer.save_model()
-    trainer.save_state()
-    if training.should_save:
-        write_json(Path(training.output_dir) / "results.json", {"validation": metrics})
+    trainer.finish({"validation": metrics})
     return metrics
 
 

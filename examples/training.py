@@ -1,5 +1,7 @@
 """What pretraining and fine-tuning share: where the weights come from, the rates of the parts, the Trainer."""
 
+import importlib.util
+import logging
 import math
 from collections import defaultdict
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from demo_corpus import demo_language_model
+from options import write_json
 from scoring import load_processor
 from transformers import (
     AutoTokenizer,
@@ -21,6 +24,8 @@ from modeling_calm import CalmAudioConfig
 from processing import CalmFeatureExtractor, CalmProcessor
 
 CONFIGS = Path(__file__).parent / "configs"
+logger = logging.getLogger(__name__)
+
 LOSS_TERMS = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
 
 
@@ -142,6 +147,20 @@ class CalmTrainer(Trainer):
             yield
         finally:
             self.data_collator, self.args.dataloader_drop_last = training
+
+    def finish(self, results: dict) -> None:
+        """Leave a complete run folder: checkpoint, processor, state, `results.json`, and plots with matplotlib."""
+        self.save_model()
+        self.save_state()
+        if not self.args.should_save:
+            return
+        write_json(Path(self.args.output_dir) / "results.json", results)
+        if importlib.util.find_spec("matplotlib") is None:
+            logger.info('No plots: they need `pip install "calm-speech[plot]"`.')
+            return
+        from plot_run import plot_run  # asks for matplotlib at once
+
+        plot_run(Path(self.args.output_dir))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
