@@ -153,7 +153,7 @@ def test_silence_and_a_constant_are_finite(extractor, level):
     """The logarithm of nothing and a deviation of nothing: one NaN clip would destroy a training run."""
     features = extract(extractor, np.full(RATE, level, dtype=np.float32))["input_features"]
     assert features.isfinite().all()
-    assert features.abs().max() < 1
+    assert features.abs().max() <= 80**0.5  # one bin of 80 that holds all of the deviation
 
 
 @pytest.mark.parametrize("samples", [1, 100, 400, 4000])
