@@ -166,6 +166,14 @@ def pretraining_batch(audio_config_values):
     return make
 
 
+@pytest.fixture
+def batch(pretraining_batch) -> dict[str, torch.Tensor]:
+    """Four clips with their words, nothing masked."""
+    drawn = pretraining_batch()
+    drawn["input_ids"] = torch.where(drawn["labels"] != -100, drawn["labels"], drawn["input_ids"])
+    return {key: drawn[key] for key in ("input_ids", "attention_mask", "input_features", "input_features_mask")}
+
+
 @pytest.fixture(scope="session")
 def select(audio_config_values):
     """`select(batch, rows)`: some rows of a batch, with no more padding than they need."""
