@@ -17,7 +17,7 @@ from speech_data import DataArguments, read_split
 from training import CalmTrainer, CalmTrainingArguments, ModelArguments
 from transformers import set_seed
 
-from modeling_calm import CalmForSequenceClassification
+from modeling_calm import CalmForSequenceClassification, CalmModel
 from processing import DataCollatorForCalmClassification, SpecAugment, WaveformAugmentation
 from processing.metrics import classification_metrics, concordance_correlation_coefficient, multilabel_metrics
 
@@ -151,11 +151,7 @@ def main(argv: list[str] | None = None) -> dict:
         counts = np.bincount(train["label"])
         head["class_weights"] = [float(weight) for weight in len(train) / (len(counts) * counts)]
     model = arguments.load_model(CalmForSequenceClassification, regression_loss=arguments.regression_loss, **head)
-    model.get_input_embeddings().requires_grad_(False)  # the acoustic tokens are aligned with them as they are
-    if arguments.freeze_text:
-        model.calm.text_model.requires_grad_(False)
-    if arguments.linear_probe:
-        model.calm.requires_grad_(False)
+    freeze(model.calm, arguments)
     if arguments.modalities == "text":
         train, validation, test = (d.remove_columns("audio").with_format(None) for d in (train, validation, test))
 
@@ -183,6 +179,19 @@ def main(argv: list[str] | None = None) -> dict:
         results[split] = scores(model.config, prediction.predictions, prediction.label_ids)
     trainer.finish(results)
     return results
+
+
+def freeze(model: CalmModel, arguments: FinetuningArguments) -> None:
+    """Leave out of training what is to stay, and what takes no part, at which distributed training would stop."""
+    model.get_input_embeddings().requires_grad_(False)  # the acoustic tokens are aligned with them as they are
+    model.audio_model.mask_embedding.requires_grad_(False)
+    if arguments.modalities == "text":
+        model.audio_model.requires_grad_(False)
+        model.audio_projection.requires_grad_(False)
+    if arguments.freeze_text:
+        model.text_model.requires_grad_(False)
+    if arguments.linear_probe:
+        model.requires_grad_(False)
 
 
 def flat(values: dict) -> dict[str, float]:
