@@ -230,7 +230,7 @@ class CalmConfig(PreTrainedConfig):
         "logits_per_text", "hidden_states", "attentions",
     ]  # fmt: skip
     sub_configs_defaults = {
-        "audio_config": CalmAudioConfig,
+        "audio_config": SubConfigSpec(config_class=CalmAudioConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
     }
 
