@@ -12,8 +12,6 @@ class CalmProcessor(ProcessorMixin):
         tokenizer ([`PreTrainedTokenizerBase`]): the tokenizer of the language model.
     """
 
-    text_kwargs = {"padding": True}
-
     def __init__(self, feature_extractor, tokenizer):
         super().__init__(feature_extractor, tokenizer)
 
@@ -37,9 +35,10 @@ class CalmProcessor(ProcessorMixin):
         Raises:
             ValueError: if the numbers of clips and transcripts differ; see also the feature extractor.
         """
-        if "max_length" not in kwargs:
-            # A tokenizer may carry a `max_length`, which the base class would hand on without truncation: no limit.
-            kwargs["text_kwargs"] = {"max_length": None, **kwargs.get("text_kwargs", {})}
+        # Transcripts are padded as clips are. A tokenizer may carry a `max_length`, which the base class would hand on
+        # without truncation: no limit.
+        defaults = {name: value for name, value in (("padding", True), ("max_length", None)) if name not in kwargs}
+        kwargs["text_kwargs"] = {**defaults, **kwargs.get("text_kwargs", {})}
         batch = super().__call__(text=text, audio=audio, **kwargs)
         if audio is not None and text is not None:
             clips, texts = len(batch["input_features"]), 1 if isinstance(text, str) else len(text)
