@@ -14,16 +14,15 @@ import numpy as np
 from datasets import Dataset
 from options import parse_arguments, start_run, write_options
 from speech_data import DataArguments, read_split
-from training import CalmTrainer, CalmTrainingArguments, ModelArguments
+from training import SPEC_AUGMENT, CalmTrainer, CalmTrainingArguments, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForSequenceClassification, CalmModel
-from processing import DataCollatorForCalmClassification, SpecAugment, WaveformAugmentation
+from processing import DataCollatorForCalmClassification, WaveformAugmentation
 from processing.metrics import classification_metrics, concordance_correlation_coefficient, multilabel_metrics
 
 # Speed stays: a tape played faster is a higher voice, and the pitch tells the emotion.
 WAVEFORM_AUGMENTATION = WaveformAugmentation(speed=None, noise_probability=0.3)
-SPEC_AUGMENT = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
 MODALITIES = ("both", "audio", "text")
 
 

@@ -15,16 +15,14 @@ import numpy as np
 from datasets import Dataset
 from options import parse_arguments, start_run, write_options
 from speech_data import DataArguments, read_split
-from training import CalmTrainer, CalmTrainingArguments, ModelArguments
+from training import SPEC_AUGMENT, CalmTrainer, CalmTrainingArguments, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForPreTraining
-from processing import DataCollatorForCalmPreTraining, SpecAugment, WaveformAugmentation
+from processing import DataCollatorForCalmPreTraining, WaveformAugmentation
 from processing.retrieval import audio_text_retrieval
 
-# Lighter than the papers': with few hours of speech the model must still recognise what is left of a short word.
 WAVEFORM_AUGMENTATION = WaveformAugmentation(noise_probability=0.3)
-SPEC_AUGMENT = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
 STAGES = {
     "align": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 0.0, "masked_acoustic": 0.0},
     "fuse": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 1.0, "masked_acoustic": 1.0},

@@ -21,11 +21,13 @@ from transformers import (
 )
 
 from modeling_calm import CalmAudioConfig
-from processing import CalmFeatureExtractor, CalmProcessor
+from processing import CalmFeatureExtractor, CalmProcessor, SpecAugment
 
 CONFIGS = Path(__file__).parent / "configs"
 logger = logging.getLogger(__name__)
 
+# Lighter than the paper's: with few hours of speech what is left of a short word must still be recognisable.
+SPEC_AUGMENT = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
 LOSS_TERMS = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
 
 

@@ -116,6 +116,12 @@ class CalmPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CalmForPreTraining):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.calm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.calm.set_input_embeddings(value)
+
     @classmethod
     def from_text_pretrained(cls, name_or_path, audio_config: CalmAudioConfig | dict | None = None, **kwargs):
         """Start from a pretrained language model, with a new SpecTran in front of it.
@@ -427,12 +433,6 @@ class CalmForPreTraining(CalmPreTrainedModel):
             self._keys_to_ignore_on_save = ["lm_head.decoder.weight"]
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.calm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.calm.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder
 
@@ -587,12 +587,6 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size + config.audio_config.hidden_size, config.num_labels)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.calm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.calm.set_input_embeddings(value)
 
     @can_return_tuple
     def forward(

@@ -11,7 +11,7 @@ from transformers.audio_utils import mel_filter_bank
 # Power of a mel bin below which nothing is read, so that the logarithm of digital silence is finite. Our choice: far
 # below the 1e-9 of half a step of 16-bit PCM, or the level of a quiet recording would show.
 SILENCE_POWER = 1e-20
-CPU_BLOCK = 1024  # frames transformed at once: their spectra stay in the cache, three times faster than all at once
+CPU_BLOCK = 1024  # frames transformed at once, so that their spectra stay in the cache
 LOWEST_FREQUENCY = 20.0  # Hz, below which microphones hold hum and offset, not speech; Kaldi's choice
 
 
