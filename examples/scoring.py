@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 from processing import CalmProcessor, DataCollatorForCalmClassification, DataCollatorForCalmPreTraining
@@ -12,19 +12,32 @@ Checkpoint = CalmForPreTraining | CalmForSequenceClassification
 
 
 def load_processor(name: str) -> CalmProcessor:
-    """The processor that stands beside a checkpoint.
+    """The processor that stands beside a checkpoint, with the geometry of its model.
 
     Raises:
-        ValueError: if `name` is no checkpoint, or one without a processor of CALM.
+        ValueError: if `name` is no checkpoint, or one without a processor of CALM, or with another model's.
     """
-    remedy = "Give a run's folder, one of its `checkpoint-*` folders or a Hub name, or save the processor there."
     try:
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"'{name}' holds no processor. {remedy} ({error})") from error
+        raise ValueError(f"'{name}' holds no processor. {error}") from error
     if not isinstance(processor, CalmProcessor):
-        raise ValueError(f"'{name}' holds a {type(processor).__name__}, no processor of CALM. {remedy}")
+        raise ValueError(f"'{name}' holds a {type(processor).__name__}, no processor of CALM.")
+    config = load_config(name)
+    processor.feature_extractor.check_geometry(getattr(config, "audio_config", config))
     return processor
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ValueError: if `name` is no checkpoint.
+    """
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{name}' holds no checkpoint. Give a run's folder or a Hub name. ({error})") from error
 
 
 def checkpoint_kind(name: str) -> str:
@@ -33,10 +46,7 @@ def checkpoint_kind(name: str) -> str:
     Raises:
         ValueError: if `name` is no checkpoint.
     """
-    try:
-        return (AutoConfig.from_pretrained(name).architectures or ["unknown weights"])[0]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{name}' holds no checkpoint. Give a run's folder or a Hub name. ({error})") from error
+    return (load_config(name).architectures or ["unknown weights"])[0]
 
 
 def load_checkpoint(name: str, kind: type[Checkpoint]) -> tuple[Checkpoint, CalmProcessor]:

@@ -5,6 +5,7 @@ structure: linearised spectrogram patches, a Spectral Transformer, a pretrained 
 """
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Literal
 
@@ -24,7 +25,7 @@ LIBRARY_KEYWORDS = {
 }  # fmt: skip
 
 
-def check_keywords(config: PreTrainedConfig, keywords: dict) -> None:
+def check_keywords(config: PreTrainedConfig, keywords: Iterable[str]) -> None:
     """Refuse a keyword that no field takes: the library would store a typo silently and train with the default.
 
     Raises:
@@ -36,6 +37,26 @@ def check_keywords(config: PreTrainedConfig, keywords: dict) -> None:
             nearest = difflib.get_close_matches(keyword, known, n=1)
             hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
             raise ValueError(f"`{type(config).__name__}` has no setting `{keyword}`.{hint}")
+
+
+class RefusesTypos:
+    """`from_pretrained` of the configurations, which the library lets ignore what it does not know."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """The configuration of a `config.json`, changed by the keywords given.
+
+        The Auto classes hand on keywords that are meant for a tokenizer or for the loading of weights, so only those
+        that resemble a setting are refused.
+
+        Raises:
+            ValueError: names a keyword that is a setting misspelt, and the setting.
+        """
+        returns_unused = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        known = [field.name for field in fields(config)]
+        check_keywords(config, [name for name in unused if difflib.get_close_matches(name, known, cutoff=0.85)])
+        return (config, unused) if returns_unused else config
 
 
 def check_version(config: PreTrainedConfig) -> None:
@@ -52,7 +73,7 @@ def check_version(config: PreTrainedConfig) -> None:
 
 
 @strict
-class CalmAudioConfig(PreTrainedConfig):
+class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
     r"""Configuration of SpecTran ([`CalmAudioModel`]) and of the patch geometry that the feature extractor must share.
 
     Args:
@@ -176,7 +197,7 @@ class CalmAudioConfig(PreTrainedConfig):
 
 
 @strict
-class CalmConfig(PreTrainedConfig):
+class CalmConfig(RefusesTypos, PreTrainedConfig):
     r"""Configuration of the whole model: SpecTran, the language model, the pretraining objectives and the classifier.
 
     Args:

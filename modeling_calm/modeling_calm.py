@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_calm import CalmAudioConfig, CalmConfig
+from .loading_calm import CheckedLoading
 from .loss_calm import audio_text_loss, classification_loss, mean_over_ranks, num_ranks, pair_loss
 from .spectran_calm import CalmAudioModel, CalmAudioModelOutput, masked_mean
 
@@ -95,7 +96,7 @@ class NearestTokens(ModelOutput):
     acoustic_tokens_mask: torch.BoolTensor | None = None
 
 
-class CalmPreTrainedModel(PreTrainedModel):
+class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
     """What the models around a language model share: initial weights, and the way from a pretrained one."""
 
     config_class = CalmConfig

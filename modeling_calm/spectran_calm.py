@@ -20,6 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_calm import CalmAudioConfig
+from .loading_calm import CheckedLoading
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -167,7 +168,7 @@ class CalmAudioPooling(nn.Module):
         return (weights.unsqueeze(-1) * heads).sum(1).flatten(1)
 
 
-class CalmAudioModel(PreTrainedModel):
+class CalmAudioModel(CheckedLoading, PreTrainedModel):
     """SpecTran: patches to acoustic tokens.
 
     Layers run inside each window of S patches, on the W real windows only; attentive pooling makes one vector a
@@ -264,11 +265,11 @@ class CalmAudioModel(PreTrainedModel):
         input_features = input_features.masked_fill(~real.unsqueeze(-1), 0.0)  # first of all: 0 x NaN is NaN
         real = real.view(batch, -1, size)  # (B, T, S)
         tokens_mask = real.any(-1)  # (B, T)
-        chosen = tokens_mask
-        if not torch.compiler.is_compiling() and not tokens_mask.any():
-            # A batch without audio runs one empty window, so that on every rank every parameter takes part.
-            chosen, real = torch.zeros_like(tokens_mask), real.clone()
-            chosen[0, 0] = real[0, 0] = True
+        # A batch without audio runs one empty window, so that on every rank every parameter takes part. No branch on
+        # the data: it would not export.
+        chosen, real = tokens_mask.clone(), real.clone()
+        chosen[0, 0] |= ~tokens_mask.any()
+        real[0, 0] |= ~tokens_mask.any()
         patches = input_features.view(batch, -1, size, patch_dim)[chosen]  # (W, S, D)
         torch._check(patches.shape[0] > 0)  # what export and compilation cannot know
         real = real[chosen]  # (W, S)

@@ -14,6 +14,12 @@ from transformers.utils import PaddingStrategy, TensorType
 
 from .log_mel_calm import count_frames, log_mel_spectrogram, normalize, patchify, real_frames, unpatchify
 
+# The settings of the extractor that the model must share, by their names in `CalmAudioConfig`.
+GEOMETRY = {
+    "sampling_rate": "sampling_rate", "hop_length": "hop_length", "num_mel_bins": "feature_size",
+    "patch_frames": "patch_frames", "patch_bins": "patch_bins", "token_frames": "token_frames",
+}  # fmt: skip
+
 
 class CalmFeatureExtractor(SequenceFeatureExtractor):
     r"""Turns waveforms into the patches that [`CalmAudioModel`] reads.
@@ -107,15 +113,28 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
     @classmethod
     def from_audio_config(cls, audio_config, **kwargs) -> "CalmFeatureExtractor":
         """The extractor whose geometry is that of a [`CalmAudioConfig`]; other settings through `kwargs`."""
-        return cls(
-            feature_size=audio_config.num_mel_bins,
-            sampling_rate=audio_config.sampling_rate,
-            hop_length=audio_config.hop_length,
-            patch_frames=audio_config.patch_frames,
-            patch_bins=audio_config.patch_bins,
-            token_frames=audio_config.token_frames,
-            **kwargs,
-        )
+        return cls(**{own: getattr(audio_config, name) for name, own in GEOMETRY.items()}, **kwargs)
+
+    def check_geometry(self, audio_config) -> None:
+        """Refuse a model that reads other patches; some geometries differ and still give tensors of one shape.
+
+        Args:
+            audio_config ([`CalmAudioConfig`]): the model's.
+
+        Raises:
+            ValueError: names each setting in which the two differ, and the remedy.
+        """
+        differences = [
+            f"`{name}` {getattr(self, own)} and {getattr(audio_config, name)}"
+            for name, own in GEOMETRY.items()
+            if getattr(self, own) != getattr(audio_config, name)
+        ]
+        if differences:
+            raise ValueError(
+                f"The feature extractor and the model have other patches: {', '.join(differences)}. Take the"
+                " processor that was saved with the model, or make its extractor by"
+                " `CalmFeatureExtractor.from_audio_config(model.config.audio_config)`."
+            )
 
     @property
     def patches_per_token(self) -> int:

@@ -1,5 +1,7 @@
 """`CalmProcessor`: waveforms through the feature extractor, transcripts through the tokenizer, one batch out."""
 
+import os
+
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -14,6 +16,27 @@ class CalmProcessor(ProcessorMixin):
 
     def __init__(self, feature_extractor, tokenizer):
         super().__init__(feature_extractor, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CalmProcessor":
+        """Load the processor that was saved beside a model; arguments as in `ProcessorMixin.from_pretrained`.
+
+        Raises:
+            OSError: if the feature extractor or the tokenizer is missing; names the file and how to make it.
+        """
+        name = pretrained_model_name_or_path
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except (OSError, ValueError) as error:
+            files = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
+            absent = [file for file in files if os.path.isdir(name) and not os.path.isfile(os.path.join(name, file))]
+            raise OSError(
+                f"'{name}' holds no complete processor of CALM"
+                + (f": it lacks {', '.join(absent)}" if absent else "")
+                + f" ({error}). Copy its files from the run that made the model, or make them by"
+                " `CalmProcessor(CalmFeatureExtractor.from_audio_config(model.config.audio_config),"
+                " AutoTokenizer.from_pretrained(LANGUAGE_MODEL)).save_pretrained(FOLDER)`."
+            ) from error
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Leave the inputs as they are: the feature extractor tells one clip from a batch by itself."""

@@ -1,0 +1,82 @@
+"""Loading a checkpoint, whole or not at all: no weight that it should hold may start from random numbers unnoticed."""
+
+from safetensors import SafetensorError
+
+
+def shown(keys) -> str:
+    """The first of many names."""
+    keys = sorted(keys)
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def check_weights(model, report: dict, name) -> None:
+    """Refuse a checkpoint that lacks weights of its own model.
+
+    A new head on the weights of another class is how fine-tuning begins, and the library names it in a warning. But
+    the head of the very class that was saved, or a part of the model below the head, is missing by mistake.
+
+    Args:
+        model: the model as loaded.
+        report: the library's loading info.
+        name: where it came from.
+
+    Raises:
+        RuntimeError: names the missing keys.
+    """
+    missing, saved = report["missing_keys"], model.config.architectures or []
+    if hasattr(model, model.base_model_prefix) and type(model).__name__ not in saved:
+        missing = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+    if missing:
+        others = report["unexpected_keys"]
+        raise RuntimeError(
+            f"'{name}', saved from {' or '.join(saved) or 'an unnamed class'}, lacks {len(missing)} weights of"
+            f" {type(model).__name__}: {shown(missing)}."
+            + (f" It holds others instead: {shown(others)}." if others else "")
+            + " They would start from random numbers. Copy the whole checkpoint again, or load it by the class that it"
+            " was saved from."
+        )
+
+
+class CheckedLoading:
+    """`from_pretrained` of the models, with an error where the library starts weights anew or says too little."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """Load a checkpoint; arguments as in `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            OSError: if there is no checkpoint, or its files are truncated or corrupt.
+            RuntimeError: if the weights do not fit the configuration, or lack what the model should hold: any part
+                below the head, and the head too if the checkpoint was saved from this class.
+        """
+        name = pretrained_model_name_or_path
+        load = super().from_pretrained
+        options = {**kwargs, "output_loading_info": True}
+        try:
+            model, report = load(name, *model_args, ignore_mismatched_sizes=ignore_mismatched_sizes, **options)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of '{name}' cannot be read: a file is truncated, corrupt or no safetensors file"
+                f" ({error}). Copy or download the checkpoint again; a clone by git needs `git lfs pull`."
+            ) from error
+        except RuntimeError as error:
+            if ignore_mismatched_sizes or "ignore_mismatched_sizes" not in str(error):
+                raise
+            _, report = load(name, *model_args, ignore_mismatched_sizes=True, **options)
+            keys = [f"{key} {tuple(there)} instead of {tuple(here)}" for key, there, here in report["mismatched_keys"]]
+            raise RuntimeError(
+                f"The weights of '{name}' do not fit this configuration: {shown(keys)}. For a head of other classes,"
+                " ask for the saved number (leave out `num_labels` and `id2label`), or start a new head by"
+                " `ignore_mismatched_sizes=True`; otherwise its config.json is missing"
+                " or belongs to other weights."
+            ) from error
+        if name is not None:
+            check_weights(model, report, name)
+        return (model, report) if output_loading_info else model
