@@ -24,17 +24,23 @@ LIBRARY_KEYWORDS = {
     "_commit_hash", "_name_or_path",
 }  # fmt: skip
 
+RESEMBLANCE = 0.85  # of a misspelt setting to the one that was meant, by `difflib`
+
 
 def check_keywords(config: PreTrainedConfig, keywords: Iterable[str]) -> None:
     """Refuse a keyword that no field takes: the library would store a typo silently and train with the default.
+
+    Where `model_type` is among them, a configuration wrote them, and whatever else was put on it may stand there: only
+    what resembles a setting is refused then.
 
     Raises:
         ValueError: names the unknown keyword and the nearest valid one.
     """
     known = {field.name for field in fields(config)} | LIBRARY_KEYWORDS
+    written = "model_type" in keywords
     for keyword in keywords:
-        if keyword not in known:
-            nearest = difflib.get_close_matches(keyword, known, n=1)
+        nearest = difflib.get_close_matches(keyword, known, n=1, cutoff=RESEMBLANCE if written else 0.6)
+        if keyword not in known and (nearest or not written):
             hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
             raise ValueError(f"`{type(config).__name__}` has no setting `{keyword}`.{hint}")
 
@@ -55,7 +61,7 @@ class RefusesTypos:
         returns_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
         known = [field.name for field in fields(config)]
-        check_keywords(config, [name for name in unused if difflib.get_close_matches(name, known, cutoff=0.85)])
+        check_keywords(config, [name for name in unused if difflib.get_close_matches(name, known, cutoff=RESEMBLANCE)])
         return (config, unused) if returns_unused else config
 
 

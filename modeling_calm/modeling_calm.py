@@ -10,6 +10,7 @@ tokens, N = L + T, H width of the language model, E width of its word embeddings
 import inspect
 import os
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_calm import CalmAudioConfig, CalmConfig
@@ -355,7 +356,7 @@ class CalmModel(CalmPreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         input_features_mask: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CalmModelOutput:
         """Words and acoustic tokens through the language model; either may be left out.
 
@@ -598,7 +599,7 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         input_features_mask: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """Logits of an utterance, and the loss where labels are given.
 

@@ -6,6 +6,7 @@ in a batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -288,8 +290,9 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
 
         `mask_time_indices` (B, T) bool replaces windows by the learned mask vector first.
         """
-        if mask_time_indices is not None:
-            windows = torch.where(mask_time_indices.unsqueeze(-1), self.mask_embedding.to(windows.dtype), windows)
+        if mask_time_indices is None:  # the vector still takes part: an idle parameter stops distributed training
+            mask_time_indices = torch.zeros_like(tokens_mask)
+        windows = torch.where(mask_time_indices.unsqueeze(-1), self.mask_embedding.to(windows.dtype), windows)
         width = self.config.hidden_size // self.config.num_attention_heads
         exponents = torch.arange(0, width, 2, device=windows.device, dtype=torch.float32) / width
         places = torch.arange(windows.shape[1], device=windows.device, dtype=torch.float32)
@@ -309,7 +312,7 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         input_features: torch.FloatTensor,
         input_features_mask: torch.LongTensor | None = None,
         mask_time_indices: torch.BoolTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CalmAudioModelOutput:
         """Patches to acoustic tokens.
 

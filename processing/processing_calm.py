@@ -5,6 +5,9 @@ import os
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+# What the base class would otherwise take from the tokenizer, whose lengths count pieces of text and not patches.
+AUDIO_DEFAULTS = {"padding": True, "truncation": False, "max_length": None, "pad_to_multiple_of": None}
+
 
 class CalmProcessor(ProcessorMixin):
     r"""Makes the inputs of CALM's models from audio, text or both.
@@ -49,7 +52,9 @@ class CalmProcessor(ProcessorMixin):
             audio: one waveform or a batch, as [`CalmFeatureExtractor`] takes them.
             text (`str` or `list[str]`, *optional*): the transcripts, one a clip.
             kwargs: `sampling_rate` (required with audio), `return_tensors`, `device`, `padding`; settings of one side
-                alone by `audio_kwargs={...}` or `text_kwargs={...}`.
+                alone by `audio_kwargs={...}` or `text_kwargs={...}`. Transcripts are padded to the longest, unless the
+                call or the tokenizer says otherwise; a `max_length` that the tokenizer carries counts where
+                `truncation` or `padding="max_length"` asks for it.
 
         Returns:
             `input_ids`, `attention_mask` (B, L) and what else the tokenizer gives; `input_features` (B, P, D),
@@ -58,10 +63,15 @@ class CalmProcessor(ProcessorMixin):
         Raises:
             ValueError: if the numbers of clips and transcripts differ; see also the feature extractor.
         """
-        # Transcripts are padded as clips are. A tokenizer may carry a `max_length`, which the base class would hand on
-        # without truncation: no limit.
-        defaults = {name: value for name, value in (("padding", True), ("max_length", None)) if name not in kwargs}
-        kwargs["text_kwargs"] = {**defaults, **kwargs.get("text_kwargs", {})}
+        given = {**kwargs.get("common_kwargs", {}), **kwargs}
+        text_options = {**self.tokenizer.init_kwargs, **given, **kwargs.get("text_kwargs", {})}
+        text_defaults = {} if "padding" in text_options else {"padding": True}
+        needs_length = text_options.get("truncation") or text_options.get("padding") == "max_length"
+        if "max_length" not in given and not needs_length:
+            text_defaults["max_length"] = None  # handed on without a use for it, the tokenizer's own brings a warning
+        audio_defaults = {name: value for name, value in AUDIO_DEFAULTS.items() if name not in given}
+        kwargs["text_kwargs"] = text_defaults | kwargs.get("text_kwargs", {})
+        kwargs["audio_kwargs"] = audio_defaults | kwargs.get("audio_kwargs", {})
         batch = super().__call__(text=text, audio=audio, **kwargs)
         if audio is not None and text is not None:
             clips, texts = len(batch["input_features"]), 1 if isinstance(text, str) else len(text)

@@ -36,6 +36,6 @@ def test_every_problem_trains_the_whole_classifier(audio_config, text_config, ba
     before = config.to_dict()
     output = model(**batch, labels=labels)
     output.loss.backward()
-    idle = {name for name, slope in gradients(model).items() if slope is None}
-    assert idle == {"calm.audio_model.mask_embedding"}  # fine-tuning hides no window
+    # An idle parameter stops distributed training; the mask vector takes part although fine-tuning hides no window.
+    assert [name for name, slope in gradients(model).items() if slope is None] == []
     assert config.to_dict() == before

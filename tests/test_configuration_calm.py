@@ -154,3 +154,16 @@ def test_what_the_library_writes_into_a_configuration_is_no_typo():
         config = kind(attn_implementation="eager", output_attentions=True)
         config.tie_word_embeddings = config.tie_last_hidden_states = config.use_cache = False
         assert kind(**config.to_dict()).tie_word_embeddings is False
+
+
+def test_what_a_user_puts_on_a_configuration_is_read_again(config, tmp_path):
+    """A note on a model must not make its checkpoint unreadable; a typo in the call is still refused."""
+    config.note, config.audio_config.note = "seed 1", "seed 2"
+    config.save_pretrained(tmp_path)
+    for loaded in (CalmConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert (loaded.note, loaded.audio_config.note) == ("seed 1", "seed 2")
+        assert meaning(loaded) == meaning(config)
+    assert CalmAudioConfig.from_pretrained(tmp_path).note == "seed 2"
+    assert CalmAudioConfig(**config.audio_config.to_dict()).note == "seed 2"
+    with pytest.raises(ValueError, match="has no setting `num_context_layer`"):
+        CalmConfig.from_pretrained(tmp_path, audio_config={"num_context_layer": 0})

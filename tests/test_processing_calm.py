@@ -114,6 +114,22 @@ def test_a_long_transcript_is_not_cut_by_the_tokenizers_own_limit(minilm_folder,
     assert batch["input_features_mask"].sum() == 298 // 2 * 2
 
 
+def test_the_tokenizers_own_settings_hold_for_text_alone(extractor, tokenizer, noise, recwarn):
+    """A tokenizer made to pad to 12 pieces gives 12 pieces, but no clip of 12 patches; the call still wins."""
+    tokenizer.init_kwargs.update(padding="max_length", max_length=12)
+    processor = CalmProcessor(extractor, tokenizer)
+    clips, options = [noise(0.3), noise(0.5)], {"sampling_rate": 16000, "return_tensors": "pt"}
+    batch = processor(clips, TEXTS, **options)
+    assert batch["input_ids"].shape == (2, 12)
+    assert torch.equal(batch["input_features"], extractor(clips, **options)["input_features"])
+    assert len(processor(text=TEXTS, padding=True)["input_ids"][1]) == 8
+    assert len(processor(text=TEXTS, text_kwargs={"padding": "longest"})["input_ids"][1]) == 8
+    tokenizer.init_kwargs.pop("padding")
+    assert len(processor(text=TEXTS)["input_ids"][1]) == 8  # a length that nothing asks for
+    assert not [warning for warning in recwarn if "max_length" in str(warning.message)]
+    assert len(processor(text="the cat " * 9, truncation=True)["input_ids"]) == 12
+
+
 def test_the_demo_tokenizer_and_language_model_agree(minilm_folder, audio_config, extractor, noise):
     """A word's id must be its row in the embeddings: the text target of "happy" is near "glad", not near "table"."""
     processor = CalmProcessor(extractor, AutoTokenizer.from_pretrained(minilm_folder))
