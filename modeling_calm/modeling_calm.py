@@ -373,6 +373,8 @@ class CalmModel(CalmPreTrainedModel):
         """
         if input_ids is None and input_features is None:
             raise ValueError("Give `input_ids`, `input_features` or both.")
+        if kwargs.pop("inputs_embeds", None) is not None:  # adapter libraries hand on a None
+            raise ValueError("`inputs_embeds` are made here, of words and acoustic tokens; give `input_ids`.")
         like = input_ids if input_ids is not None else input_features
         if input_ids is None:
             input_ids = torch.zeros(len(like), 0, dtype=torch.long, device=like.device)

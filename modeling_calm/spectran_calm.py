@@ -160,11 +160,12 @@ class CalmAudioPooling(nn.Module):
     def __init__(self, config: CalmAudioConfig):
         super().__init__()
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.score = nn.Linear(config.hidden_size, config.num_attention_heads)
+        # Not `score`, the name by which adapter libraries find a classifier's head to train it in full.
+        self.head_scores = nn.Linear(config.hidden_size, config.num_attention_heads)
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         hidden_states = self.layernorm(hidden_states)
-        scores = self.score(hidden_states).masked_fill(~mask.unsqueeze(-1), -torch.inf)  # (W, S, heads)
+        scores = self.head_scores(hidden_states).masked_fill(~mask.unsqueeze(-1), -torch.inf)  # (W, S, heads)
         weights = scores.softmax(dim=1, dtype=torch.float32).to(hidden_states.dtype)
         heads = hidden_states.unflatten(-1, (weights.shape[-1], -1))  # (W, S, heads, head width)
         return (weights.unsqueeze(-1) * heads).sum(1).flatten(1)
