@@ -59,10 +59,22 @@ def gather_ids(ids: torch.Tensor) -> torch.Tensor:
 
 def mean_over_ranks(total: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
     """This rank's share of a mean over the items of all ranks; zero, and still in the graph, without any item."""
-    count = torch.as_tensor(count, device=total.device, dtype=torch.float32).clone()
+    if isinstance(count, torch.Tensor):
+        count = count.to(torch.float32, copy=True)
+    else:
+        count = total.new_full((), count, dtype=torch.float32)  # not `torch.tensor`, which compiles for one count only
     if num_ranks() > 1:
         dist.all_reduce(count)
     return total * num_ranks() / count.clamp(min=1)
+
+
+def scaled_cosines(queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(N, K) logits `scale * <query, key>` in float32, also under autocast.
+
+    At a scale of 100 bfloat16 would round them to steps of 0.5.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        return scale.float() * queries.float() @ keys.float().T
 
 
 def contrast(
@@ -92,7 +104,7 @@ def contrast(
     """
 
     def tile(queries: torch.Tensor, query_groups: torch.Tensor) -> torch.Tensor:
-        log_probabilities = (scale * queries @ keys.T).float().log_softmax(-1)  # (n, K)
+        log_probabilities = scaled_cosines(queries, keys, scale).log_softmax(-1)  # (n, K)
         positives = query_groups[:, None] == key_groups
         return -((log_probabilities * positives).sum(-1) / positives.sum(-1)).sum()
 
@@ -142,7 +154,7 @@ def pair_loss(
         tile_size: see `contrast`.
         gather: whether the keys of all ranks are used.
     """
-    queries, keys = nn.functional.normalize(queries, dim=-1), nn.functional.normalize(keys, dim=-1)
+    queries, keys = (nn.functional.normalize(states.float(), dim=-1) for states in (queries, keys))
     first = 0
     if gather and num_ranks() > 1:
         counts = gather_rows(torch.tensor([[len(keys)]], device=keys.device))

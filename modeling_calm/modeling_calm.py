@@ -24,7 +24,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_calm import CalmAudioConfig, CalmConfig
 from .loading_calm import CheckedLoading
-from .loss_calm import audio_text_loss, classification_loss, mean_over_ranks, num_ranks, pair_loss
+from .loss_calm import audio_text_loss, classification_loss, mean_over_ranks, num_ranks, pair_loss, scaled_cosines
 from .spectran_calm import CalmAudioModel, CalmAudioModelOutput, masked_mean
 
 # What `from_text_pretrained` hands to the loading of the language model instead of to the configuration.
@@ -105,6 +105,9 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "CalmModel"
+    ]  # splitting a module that has buffers of its own leaves these out of the device map
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -114,7 +117,9 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, CalmModel):
-            module.describe_vocabulary()
+            mean, norm = module.vocabulary_statistics()
+            init.copy_(module.word_embedding_mean, mean)
+            init.copy_(module.word_embedding_norm, norm)
         elif isinstance(module, CalmForPreTraining):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
@@ -196,11 +201,31 @@ class CalmModel(CalmPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     @torch.no_grad()
+    def vocabulary_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean of the word embeddings (E,), and their root-mean-square norm about it, a scalar; both float32."""
+        words = self.get_input_embeddings().weight.float()
+        mean = words.mean(0)
+        return mean, (words - mean).square().sum(-1).mean().sqrt()
+
+    @torch.no_grad()
     def describe_vocabulary(self):
-        """Take the mean of the word embeddings, the origin of the aligned space, and their root-mean-square norm."""
-        words = self.get_input_embeddings().weight
-        init.copy_(self.word_embedding_mean, words.mean(0))
-        init.copy_(self.word_embedding_norm, (words - words.mean(0)).square().sum(-1).mean().sqrt())
+        """Move the origin of the aligned space to the mean of the word embeddings as they are now.
+
+        It is taken once, from the pretrained vocabulary, and stays where it is when the embeddings are trained or
+        `resize_token_embeddings` adds or drops some: SpecTran has learned its directions from there. Call this only
+        where SpecTran is yet to be trained.
+        """
+        mean, norm = self.vocabulary_statistics()
+        self.word_embedding_mean.copy_(mean)
+        self.word_embedding_norm.copy_(norm)
+
+    def embed(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The L2-normalised mean (B, E) of (B, N, E) over real places, zero for a row without any.
+
+        Taken in float32, for float16 has no number small enough to keep a zero from being divided by zero, and given
+        in the type of the weights.
+        """
+        return normalize(masked_mean(values.float(), mask), dim=-1).to(self.word_embedding_mean.dtype)
 
     def project(self, states: torch.Tensor, tokens_mask: torch.Tensor) -> torch.Tensor:
         """(B, T, hidden) acoustic states to (B, T, E) acoustic tokens, relative to the mean of the vocabulary.
@@ -211,7 +236,8 @@ class CalmModel(CalmPreTrainedModel):
         """
         tokens = self.audio_projection(states).masked_fill(~tokens_mask.unsqueeze(-1), 0.0)
         power = masked_mean(tokens.float().square().sum(-1, keepdim=True), tokens_mask)  # (B, 1)
-        return tokens * (self.word_embedding_norm * (power + 1e-12).rsqrt()).unsqueeze(1).to(tokens.dtype)
+        gain = self.word_embedding_norm.float() * (power + 1e-12).rsqrt()
+        return (tokens.float() * gain.unsqueeze(1)).to(tokens.dtype)  # a row without audio has a gain beyond float16
 
     def pool_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """The text target (B, E): centred word embeddings averaged over real, not special tokens, L2-normalised."""
@@ -220,8 +246,7 @@ class CalmModel(CalmPreTrainedModel):
             mask = mask.bool()
             for token_id in self.config.special_token_ids or []:
                 mask = mask & (input_ids != token_id)
-            words = self.get_input_embeddings()(input_ids) - self.word_embedding_mean
-            return normalize(masked_mean(words, mask), dim=-1)
+            return self.embed(self.get_input_embeddings()(input_ids) - self.word_embedding_mean, mask)
 
     @can_return_tuple
     def get_audio_features(self, input_features, input_features_mask=None, **kwargs) -> CalmAudioModelOutput:
@@ -236,7 +261,7 @@ class CalmModel(CalmPreTrainedModel):
         """
         outputs = self.audio_model(input_features, input_features_mask, return_dict=True, **kwargs)
         tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)
-        outputs.pooler_output = normalize(masked_mean(tokens, outputs.acoustic_tokens_mask), dim=-1)
+        outputs.pooler_output = self.embed(tokens, outputs.acoustic_tokens_mask)
         return outputs
 
     @can_return_tuple
@@ -268,9 +293,9 @@ class CalmModel(CalmPreTrainedModel):
             excluded_token_ids: never answered, besides `config.special_token_ids`; e.g. unused pieces.
         """
         outputs = self.audio_model(input_features, input_features_mask)
-        tokens = normalize(self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask), dim=-1)  # (B, T, E)
-        words = normalize(self.get_input_embeddings().weight - self.word_embedding_mean, dim=-1)  # (V, E)
-        cosines = tokens @ words.T
+        tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)  # (B, T, E)
+        words = self.get_input_embeddings().weight - self.word_embedding_mean  # (V, E)
+        cosines = normalize(tokens.float(), dim=-1) @ normalize(words.float(), dim=-1).T
         cosines[..., [*(self.config.special_token_ids or []), *(excluded_token_ids or [])]] = -torch.inf
         similarities, token_ids = cosines.topk(top_k, dim=-1)
         edges = torch.arange(tokens.shape[1] + 1, device=tokens.device) * self.config.audio_config.seconds_per_token
@@ -315,7 +340,7 @@ class CalmModel(CalmPreTrainedModel):
         place = torch.where(mask, real.cumsum(-1) - 1, count + (1 - real).cumsum(-1) - 1)  # (B, N), a permutation
         embeds = embeds.masked_fill(~mask.unsqueeze(-1), 0.0)
         embeds = torch.zeros_like(embeds).scatter(1, place.unsqueeze(-1).expand_as(embeds), embeds)[:, :length]
-        if getattr(self.config.text_config, "type_vocab_size", 0) and self._takes_token_types():
+        if getattr(self.config.text_config, "type_vocab_size", 0) > 1 and self._takes_token_types():
             types = torch.zeros_like(words_mask, dtype=torch.long) if token_type_ids is None else token_type_ids
             types = torch.cat((types * words_mask, torch.zeros_like(tokens_mask, dtype=torch.long)), dim=1)
             kwargs["token_type_ids"] = torch.zeros_like(types).scatter(1, place, types)[:, :length]
@@ -394,7 +419,7 @@ class CalmModel(CalmPreTrainedModel):
             acoustic_tokens=tokens,
             acoustic_tokens_mask=tokens_mask,
             audio_pooler_output=pooled_audio,
-            audio_embeds=normalize(masked_mean(tokens, tokens_mask), dim=-1),
+            audio_embeds=self.embed(tokens, tokens_mask),
             text_embeds=self.pool_text(input_ids, words_mask),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -453,7 +478,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         windows, tokens_mask = audio_model.encode_windows(batch["input_features"], batch.get("input_features_mask"))
         tokens = self.calm.project(audio_model.add_context(windows, tokens_mask), tokens_mask)  # (B, T, E)
         encoded = {
-            "audio_embeds": normalize(masked_mean(tokens, tokens_mask), dim=-1),
+            "audio_embeds": self.calm.embed(tokens, tokens_mask),
             "text_embeds": self.calm.pool_text(unmasked_ids, words_mask),
             "unmasked_ids": unmasked_ids.masked_fill(~words_mask, -1),
             "has_audio": tokens_mask.any(-1),
@@ -536,10 +561,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
         }  # fmt: skip
         encoded = self._encode_in_chunks({key: value for key, value in given.items() if value is not None})
         audio, text = encoded["audio_embeds"], encoded["text_embeds"]
-        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
         terms = self._losses(encoded, scale) if return_loss and len(audio) == len(text) else {}
         loss = sum(getattr(self.config, f"{name}_weight") * term for name, term in terms.items()) if terms else None
-        logits = scale * audio @ text.T if self.config.contrastive_chunk_size is None or not self.training else None
+        whole = self.config.contrastive_chunk_size is None or not self.training
+        logits = scaled_cosines(audio, text, scale) if whole else None
         return CalmForPreTrainingOutput(
             loss=loss,
             **terms,

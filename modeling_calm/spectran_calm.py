@@ -26,9 +26,14 @@ from .loading_calm import CheckedLoading
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of (B, N, H) over the places where the (B, N) mask is set; zero for a row without any."""
-    mask = mask.to(values.dtype).unsqueeze(-1)
-    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+    """Mean of (B, N, H) over the places where the (B, N) mask is set; zero for a row without any.
+
+    Sums are taken in float32 at least: those of half floats overflow (float16) or lose their last terms (bfloat16).
+    """
+    mask = mask.unsqueeze(-1)
+    precise = torch.promote_types(values.dtype, torch.float32)
+    total = values.masked_fill(~mask.bool(), 0.0).sum(1, dtype=precise)
+    return (total / mask.sum(1).clamp(min=1)).to(values.dtype)
 
 
 @dataclass
@@ -59,7 +64,9 @@ class CalmAudioEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.projection(patches) + self.position_embeddings.weight)
+        # Asked through the module, not for its weight: an offloaded weight is there only while its module runs.
+        places = torch.arange(patches.shape[1], device=patches.device)
+        return self.dropout(self.projection(patches) + self.position_embeddings(places))
 
 
 def eager_attention_forward(
@@ -82,9 +89,12 @@ def eager_attention_forward(
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs (i, i + half) of (..., T, width) by the angles of their place: Su et al. 2021, eq. 34."""
+    """Turn the pairs (i, i + half) of (..., T, width) by the angles of their place: Su et al. 2021, eq. 34.
+
+    The angles are float32; what is turned keeps its type, which under autocast must be that of the values.
+    """
     first, second = states.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
 
 
 class CalmAudioAttention(nn.Module):
@@ -298,7 +308,7 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         exponents = torch.arange(0, width, 2, device=windows.device, dtype=torch.float32) / width
         places = torch.arange(windows.shape[1], device=windows.device, dtype=torch.float32)
         angles = places[:, None] * self.config.rope_theta**-exponents  # (T, width / 2)
-        rotation = (angles.cos().to(windows.dtype), angles.sin().to(windows.dtype))
+        rotation = (angles.cos(), angles.sin())
         # A row without audio attends to its zeros: a softmax over nothing would be NaN.
         attended = tokens_mask | ~tokens_mask.any(-1, keepdim=True)
         attention_mask = create_bidirectional_mask(self.config, windows, attended)

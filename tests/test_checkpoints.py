@@ -136,6 +136,19 @@ def test_a_language_model_starts_with_its_own_options(language_model, audio_conf
         CalmModel.from_text_pretrained(folder, audio_config=audio_config, audio_text_loss_wieght=0.5)
 
 
+def test_the_origin_of_the_aligned_space_moves_only_when_told(config, tmp_path):
+    """Loading brings it back as saved, whatever the embeddings have become; told to, it moves, also after loading."""
+    model = CalmModel(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(1)  # training
+    model.save_pretrained(tmp_path)
+    loaded = CalmModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.word_embedding_mean, model.word_embedding_mean)
+    loaded.describe_vocabulary()
+    close(loaded.word_embedding_mean, model.word_embedding_mean + 1)
+    close(loaded.word_embedding_norm, model.word_embedding_norm)
+
+
 def test_the_demo_language_model_loads(minilm_folder, audio_config):
     """The README's first command stands on it."""
     model = CalmModel.from_text_pretrained(minilm_folder, audio_config=audio_config, local_files_only=True)

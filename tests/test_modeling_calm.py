@@ -188,16 +188,6 @@ def test_tuples_on_request(kind, config, batch):
             assert torch.equal(value, expected)
 
 
-def test_half_precision_runs(config, batch):
-    """A bf16 checkpoint comes back in bf16, and its features in float32."""
-    batch["attention_mask"][1] = 0
-    output = (
-        CalmForSequenceClassification(config).to(torch.bfloat16).eval()(**spoil(batch), labels=torch.zeros(4).long())
-    )
-    assert output.logits.dtype == torch.bfloat16
-    assert output.loss.isfinite()
-
-
 def test_attention_implementations_agree(audio_config_values, text_config, batch):
     """The fused kernels are a matter of speed alone."""
     outputs = []
