@@ -1,4 +1,6 @@
-"""CALM: contrastive aligned audio-language representations. Importing registers the classes with the Auto classes."""
+"""CALM: contrastive aligned audio-language representations. Importing registers classes and pipeline."""
+
+from collections import OrderedDict
 
 from transformers import (
     AutoConfig,
@@ -9,8 +11,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoProcessor,
 )
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from processing import CalmFeatureExtractor, CalmProcessor
+from processing import AudioTextClassificationPipeline, CalmFeatureExtractor, CalmProcessor
 
 from .configuration_calm import CalmAudioConfig, CalmConfig
 from .modeling_calm import CalmForPreTraining, CalmForSequenceClassification, CalmModel
@@ -26,6 +30,24 @@ AutoModelForAudioClassification.register(CalmConfig, CalmForSequenceClassificati
 AutoFeatureExtractor.register(CalmAudioConfig, CalmFeatureExtractor, exist_ok=True)
 AutoFeatureExtractor.register(CalmConfig, CalmFeatureExtractor, exist_ok=True)
 AutoProcessor.register(CalmConfig, CalmProcessor, exist_ok=True)
+
+
+class AutoModelForAudioTextClassification(_BaseAutoModelClass):
+    """The class that a checkpoint was saved from: none of its heads is lost, and none starts from random numbers."""
+
+    _model_mapping = _LazyAutoMapping(OrderedDict(), OrderedDict())
+
+
+# Among several classes, an Auto class takes the one that the checkpoint names in `architectures`.
+AutoModelForAudioTextClassification.register(
+    CalmConfig, (CalmForSequenceClassification, CalmForPreTraining, CalmModel), exist_ok=True
+)
+PIPELINE_REGISTRY.register_pipeline(
+    "audio-text-classification",
+    AudioTextClassificationPipeline,
+    pt_model=AutoModelForAudioTextClassification,
+    type="multimodal",
+)
 
 # Saving a registered class copies its source beside the weights, which is what `trust_remote_code=True` loads.
 CalmAudioConfig.register_for_auto_class()

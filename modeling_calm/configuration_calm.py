@@ -12,6 +12,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 # Raised when a field changes its meaning, so that an older package refuses a newer checkpoint rather than misread it.
 CONFIG_VERSION = 1
@@ -280,6 +281,11 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         check_version(self)
         check_keywords(self, kwargs)
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME) and "custom_pipelines" in kwargs:
+            # The package registers its own pipeline; the library would insist on running the checkpoint's copy of it.
+            pipelines = kwargs.pop("custom_pipelines")
+            pipelines = {task: entry for task, entry in pipelines.items() if task != "audio-text-classification"}
+            kwargs |= {"custom_pipelines": pipelines} if pipelines else {}
         super().__post_init__(**kwargs)
         self.auto_map = {
             **(getattr(self, "auto_map", None) or {}),

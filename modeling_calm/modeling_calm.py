@@ -393,13 +393,19 @@ class CalmModel(CalmPreTrainedModel):
             input_features_mask: (B, P), an all-zero row for a row without audio; all ones by default.
 
         Raises:
-            ValueError: if a row, or the call, has neither text nor audio; if a row has more tokens than the language
-                model has positions; if the patches do not fit the model.
+            ValueError: if a row, or the call, has neither text nor audio; if the numbers of rows differ; if a row has
+                more tokens than the language model has positions; if the patches do not fit the model.
         """
         if input_ids is None and input_features is None:
             raise ValueError("Give `input_ids`, `input_features` or both.")
         if kwargs.pop("inputs_embeds", None) is not None:  # adapter libraries hand on a None
             raise ValueError("`inputs_embeds` are made here, of words and acoustic tokens; give `input_ids`.")
+        both = input_ids is not None and input_features is not None
+        if both and not torch.compiler.is_compiling() and len(input_ids) != len(input_features):
+            raise ValueError(
+                f"There are {len(input_features)} clips and {len(input_ids)} texts; give one text a clip. To score"
+                " every text against every clip use `CalmForPreTraining`."
+            )
         like = input_ids if input_ids is not None else input_features
         if input_ids is None:
             input_ids = torch.zeros(len(like), 0, dtype=torch.long, device=like.device)

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import soxr
 
-__all__ = ["AudioError", "load_audio"]
+__all__ = ["AudioError", "as_waveform", "load_audio"]
 
 # A header is a claim by whoever wrote the file. Beyond these limits it is taken for damage rather than believed, and
 # refused before any sample is decoded. 16 channels is the largest microphone array in common speech corpora; 1 kHz is
@@ -84,6 +84,52 @@ def load_audio(
     if waveform.size == 0:
         raise AudioError(f"{name}: holds no samples, it is empty or cut short; copy it again or leave it out")
     return waveform
+
+
+def as_waveform(audio: Any, sampling_rate: int = 16000) -> np.ndarray:
+    """The waveform of whatever a row calls its audio: samples, or a file that [`load_audio`] reads.
+
+    Args:
+        audio: Samples (N,) that have the rate already, as the library's audio pipelines take them; samples with their
+            rate, `{"array": ..., "sampling_rate": ...}` or `{"raw": ..., "sampling_rate": ...}`; an `AudioDecoder` of
+            torchcodec, to which `datasets` decodes; or a source of `load_audio`.
+        sampling_rate: Rate of the result in Hz.
+
+    Returns:
+        Waveform (N,). Samples that need no resampling are handed on as they are, integers included.
+
+    Raises:
+        ValueError: For samples in a dict without a rate or with one outside 1 kHz to 384 kHz, and for samples to
+            resample that have channels or are neither floats nor signed PCM.
+        TypeError, AudioError: See `load_audio`.
+    """
+    if hasattr(audio, "get_all_samples"):
+        decoded = audio.get_all_samples()
+        audio = {"array": decoded.data.mean(dim=0), "sampling_rate": decoded.sample_rate}
+    if isinstance(audio, dict) and ("array" in audio or "raw" in audio):
+        samples = np.asarray(audio["array"] if "array" in audio else audio["raw"])
+        return _resample(samples, audio.get("sampling_rate"), sampling_rate)
+    if isinstance(audio, list) or hasattr(audio, "__array__"):
+        return np.asarray(audio)
+    return load_audio(audio, sampling_rate=sampling_rate)
+
+
+def _resample(samples: np.ndarray, rate: float | None, sampling_rate: int) -> np.ndarray:
+    """Samples (N,) at `rate` Hz to the rate asked for, by the resampler of `load_audio`."""
+    if rate is None or not MIN_SAMPLE_RATE_HZ <= rate <= MAX_SAMPLE_RATE_HZ:
+        raise ValueError(
+            f"samples in a dict need their rate beside them, {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz, got"
+            f' {rate}: {{"array": samples, "sampling_rate": 16000}}'
+        )
+    if rate == sampling_rate:
+        return samples
+    if samples.ndim != 1:
+        raise ValueError(f"samples of shape {samples.shape} have channels; mix them first, e.g. by their mean")
+    if samples.dtype in (np.int8, np.int16, np.int32):
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    if samples.dtype.kind != "f":
+        raise ValueError(f"samples of dtype {samples.dtype} cannot be resampled; give floats in [-1, 1], or int16 PCM")
+    return soxr.resample(samples.astype(np.float32), rate, sampling_rate, quality="HQ")
 
 
 def _resolve(source: Any) -> tuple[str | BinaryIO, str]:

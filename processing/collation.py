@@ -1,7 +1,7 @@
 """Data collators: rows of a data set in, batches of tensors out. All randomness of a training step is drawn here.
 
-A row holds `audio` (a waveform at the processor's rate, a path, bytes or an undecoded `datasets` audio), `text`, and
-for classification `label`. B clips, P patches, D values in a patch, T acoustic tokens, L lexical tokens.
+A row holds `audio` (whatever `as_waveform` takes), `text`, and for classification `label`. B clips, P patches, D
+values in a patch, T acoustic tokens, L lexical tokens.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,8 @@ import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling
 
-from .audio import load_audio
+from .audio import as_waveform
 from .augmentation import SpecAugment, WaveformAugmentation
-
-
-def as_waveform(audio: Any, sampling_rate: int) -> np.ndarray:
-    """The waveform (N,) of a row's `audio`, decoded where it is still a file."""
-    if isinstance(audio, (np.ndarray, torch.Tensor, list)):
-        return np.asarray(audio)
-    return load_audio(audio, sampling_rate=sampling_rate)
 
 
 @dataclass

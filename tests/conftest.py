@@ -14,7 +14,7 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 from transformers import BertConfig, PreTrainedTokenizerFast, set_seed  # noqa: E402
 
-from modeling_calm import CalmAudioConfig, CalmConfig  # noqa: E402
+from modeling_calm import CalmAudioConfig, CalmConfig, CalmForSequenceClassification  # noqa: E402
 from processing import CalmFeatureExtractor, CalmProcessor, load_audio  # noqa: E402
 
 torch.set_num_threads(1)  # toys gain nothing from a second thread, and on a busy machine wait for it ten times longer
@@ -190,3 +190,27 @@ def select(audio_config_values):
         return {key: value[:, : ends[key]] if key in ends else value for key, value in batch.items()}
 
     return take
+
+
+@pytest.fixture
+def clips(noise) -> list[np.ndarray]:
+    """Four clips of 4 to 14 acoustic tokens."""
+    return [noise(seconds, seed) for seed, seconds in enumerate((0.3, 1.1, 0.7, 0.31))]
+
+
+@pytest.fixture
+def saved(config, processor, tmp_path):
+    """`saved(kind, **settings)`: a model as if trained, and the folder of its checkpoint and processor."""
+
+    def build(kind=CalmForSequenceClassification, **settings):
+        for name, value in {"num_labels": 3, **settings}.items():
+            setattr(config, name, value)
+        model = kind(config).eval()
+        if kind is CalmForSequenceClassification:
+            torch.nn.init.normal_(model.classifier.bias)
+        folder = tmp_path / kind.__name__
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return model, str(folder)
+
+    return build

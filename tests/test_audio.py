@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from processing.audio import AudioError, load_audio
+from processing.audio import AudioError, as_waveform, load_audio
 
 DATA = Path(os.environ.get("CALM_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 RATE = 16000
@@ -202,3 +202,40 @@ def test_real_clips_load_whole():
         waveform = load_audio(path)
         assert waveform.shape == (soundfile.info(path).frames,)
         assert 1e-3 < np.abs(waveform).max() <= 1.0
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_samples_with_their_rate_are_the_file_they_came_from(rate):
+    """Whoever decodes a file first and whoever gives its path must get one prediction."""
+    samples = tone(440, rate) + tone(1000, rate, amplitude=0.3)
+    expected = load_audio(encode(samples, rate, subtype="FLOAT"), RATE)
+    for form in (
+        {"array": samples},
+        {"raw": samples.tolist()},
+        {"array": samples.astype(np.float64), "path": "a.wav"},
+    ):
+        np.testing.assert_allclose(as_waveform({**form, "sampling_rate": rate}, RATE), expected, atol=1e-6)
+    for dtype in (np.int16, np.int32):
+        pcm = (samples * (np.iinfo(dtype).max + 1)).astype(dtype)
+        np.testing.assert_allclose(as_waveform({"array": pcm, "sampling_rate": rate}, RATE), expected, atol=1e-4)
+
+
+def test_samples_at_the_right_rate_are_handed_on():
+    """The feature extractor scales integers by their type, which a copy as float would hide from it."""
+    samples = np.arange(-50, 50, dtype=np.int16)
+    for audio in (samples, {"array": samples, "sampling_rate": RATE}):
+        assert as_waveform(audio, RATE) is samples
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ({"array": np.zeros(9)}, "need their rate"),
+        ({"raw": np.zeros(9), "sampling_rate": 16}, "need their rate"),
+        ({"array": np.zeros((9, 2)), "sampling_rate": 8000}, "have channels"),
+        ({"array": np.zeros(9, dtype=np.uint8), "sampling_rate": 8000}, "dtype uint8 cannot be resampled"),
+    ],
+)
+def test_samples_that_cannot_be_placed_in_time(audio, message):
+    with pytest.raises(ValueError, match=message):
+        as_waveform(audio, RATE)

@@ -1,0 +1,248 @@
+"""The `"audio-text-classification"` pipeline: utterances in, labels or the nearest of some texts out.
+
+Dimensions: B utterances, C candidate texts, K labels, E width of the aligned space.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import Pipeline
+from transformers.dynamic_module_utils import custom_object_save
+
+from .audio import as_waveform
+
+TASK = "audio-text-classification"
+FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
+FUNCTION_OF_PROBLEM = {
+    "single_label_classification": "softmax", "multi_label_classification": "sigmoid", "regression": "none",
+}  # fmt: skip
+MAX_LOGIT_SCALE = 4.6052  # ln 100, where `CalmForPreTraining` clamps its own
+HINT = 'Give {"audio": "speech.wav", "text": "what is said"}, or one of the two.'
+
+
+class NumberedItems(Dataset):
+    """The items of a list or a data set with their places, so that an error can name the item it is about."""
+
+    def __init__(self, items: Sequence):
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.items[index]
+
+
+class AudioTextClassificationPipeline(Pipeline):
+    """Labels of an utterance from its sound, its words or both, or the candidate texts that its sound is nearest to.
+
+    Classification needs a trained [`CalmForSequenceClassification`]. With `candidate_texts` any checkpoint of CALM
+    scores texts against a clip, without training: the softmax over the scaled cosines of the clip's embedding with
+    those of the texts. The scale is the `logit_scale` that [`CalmForPreTraining`] learned; the other classes do not
+    have it and take its initial value from the configuration, which leaves the order right and the scores flat.
+
+    `pipeline("audio-text-classification", model=...)` loads the class that was saved, so that no head starts anew.
+
+    Args:
+        model: [`CalmForSequenceClassification`], [`CalmForPreTraining`] or [`CalmModel`].
+        processor ([`CalmProcessor`]): the one that was saved beside the model.
+        kwargs: `device`, `batch_size`, `num_workers` as in every pipeline; the options of a call, as defaults.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from processing import AudioTextClassificationPipeline
+
+    >>> pipe = AudioTextClassificationPipeline(model=model, processor=processor)
+    >>> second = np.random.default_rng(0).normal(scale=0.1, size=16000)
+    >>> answer = pipe({"audio": second, "text": "the cat sat"})
+    >>> sorted(answer)
+    ['label', 'score']
+    >>> answers = pipe({"audio": second}, candidate_texts=["the cat sat", "a dog ran"])
+    >>> round(sum(answer["score"] for answer in answers), 4)
+    1.0
+
+    ```
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def __init__(self, model, processor=None, **kwargs):
+        if not hasattr(getattr(model, "calm", model), "get_audio_features"):
+            raise ValueError(
+                "This pipeline runs `CalmForSequenceClassification`, `CalmForPreTraining` and `CalmModel`;"
+                f" it got `{type(model).__name__}`."
+            )
+        if processor is None:
+            raise ValueError(
+                "This pipeline needs `processor=`: the `CalmProcessor` saved beside the model, or"
+                " `CalmProcessor(CalmFeatureExtractor.from_audio_config(model.config.audio_config), tokenizer)`."
+            )
+        kwargs.pop("local_files_only", None)  # meant for the loading; `pipeline()` hands it on
+        super().__init__(model=model, processor=processor, **kwargs)
+
+    def _sanitize_parameters(self, top_k="", function_to_apply=None, candidate_texts=None):
+        preprocess, forward, postprocess = {}, {}, {}
+        if top_k != "":  # None means all
+            if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+                raise ValueError(f"`top_k` must be a positive number, or None for all; it is {top_k!r}.")
+            postprocess["top_k"] = top_k
+        if function_to_apply is not None:
+            if function_to_apply not in FUNCTIONS:
+                raise ValueError(f"`function_to_apply` must be one of {list(FUNCTIONS)}; it is {function_to_apply!r}.")
+            postprocess["function_to_apply"] = function_to_apply
+        if candidate_texts is not None:
+            texts = [] if isinstance(candidate_texts, str) else list(candidate_texts)
+            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ValueError(
+                    f"`candidate_texts` must be a list of texts, none of them empty; it is {candidate_texts!r}."
+                )
+            preprocess["audio_alone"] = True
+            forward["candidates"] = self.processor(text=texts, return_tensors="pt")
+            postprocess["labels"] = texts
+        return preprocess, forward, postprocess
+
+    def __call__(self, inputs: Mapping | Iterable[Mapping], **kwargs) -> Any:
+        """Classify utterances.
+
+        Args:
+            inputs: an utterance, or a list, generator or data set of utterances. Each is a dict with `audio`, `text`
+                or both; other keys are not looked at. `audio` is a path, the bytes of a file, or samples (N,), which
+                have the model's rate unless a `sampling_rate` (Hz) stands beside them. The library's own forms,
+                `{"array": ..., "sampling_rate": ...}` and `{"raw": ..., "sampling_rate": ...}`, and what a `datasets`
+                audio column yields, may be the value of `audio` or the whole utterance.
+            candidate_texts (`list[str]`, *optional*): score these texts against the audio instead of classifying;
+                `text` is not looked at then.
+            top_k (`int`, *optional*): how many labels or texts to return, best first; None for all. Without it, the
+                best label alone as in text classification, and all texts as in zero-shot classification.
+            function_to_apply (`str`, *optional*): `"softmax"`, `"sigmoid"` or `"none"`. By default the first, the
+                second and the third for single-label, multi-label and regression models, and softmax over texts.
+            batch_size (`int`, *optional*): utterances in a batch; it does not change the scores.
+            num_workers (`int`, *optional*): processes that read and prepare the audio.
+
+        Returns:
+            `{"label": ..., "score": ...}`, or a list of these; for several utterances a list of that, or an iterator
+            where a generator or a data set was given.
+
+        Raises:
+            ValueError, TypeError, AudioError: for an utterance without audio and text, or that cannot be read, with
+                its place among several; for a model without a trained classifier; see also [`CalmModel`].
+        """
+        if isinstance(inputs, Mapping):
+            return super().__call__((None, inputs), **kwargs)
+        if isinstance(inputs, (list, tuple)):
+            return list(super().__call__(NumberedItems(inputs), **kwargs))
+        several = hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
+        if not several or isinstance(inputs, (str, bytes, np.ndarray, torch.Tensor)):
+            raise TypeError(f"An utterance is a dict, not {type(inputs).__name__}. {HINT}")
+        if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
+            return super().__call__(NumberedItems(inputs), **kwargs)
+        return super().__call__((numbered for numbered in enumerate(inputs)), **kwargs)
+
+    def preprocess(self, inputs: tuple[int | None, Mapping], audio_alone: bool = False) -> dict[str, torch.Tensor]:
+        """One utterance with its place to the tensors of the processor; a modality that is missing is masked.
+
+        Every utterance has the same keys, so that a batch may hold some with and some without audio or text.
+        """
+        index, utterance = inputs
+        rate = self.processor.feature_extractor.sampling_rate
+        try:
+            audio, text = _read(utterance, rate)
+            if audio is None and audio_alone:
+                raise ValueError('`candidate_texts` are scored against audio: give {"audio": "speech.wav"}.')
+            clip = np.zeros(1, np.float32) if audio is None else audio
+            batch = self.processor(audio=[clip], text=[text or ""], sampling_rate=rate, return_tensors="pt")
+        except (TypeError, ValueError) as error:
+            if index is not None:
+                error.args = (f"Item {index}: {error}",)
+            raise
+        batch["input_features_mask"] *= audio is not None
+        batch["attention_mask"] *= text is not None
+        return dict(batch)
+
+    def _forward(self, model_inputs: dict, candidates: Mapping | None = None) -> dict[str, torch.Tensor]:
+        if candidates is None:
+            self._check_classifier()
+            return {"logits": self.model(**model_inputs).logits}  # (B, K)
+        base = getattr(self.model, "calm", self.model)
+        features = {name: value for name, value in model_inputs.items() if name.startswith("input_features")}
+        audio = base.get_audio_features(**features).pooler_output  # (B, E)
+        words = {name: candidates[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        texts = base.get_text_features(**words).pooler_output  # (C, E)
+        scale = getattr(self.model, "logit_scale", None)
+        scale = torch.tensor(self.model.config.logit_scale_init_value) if scale is None else scale
+        return {"logits": scale.clamp(max=MAX_LOGIT_SCALE).exp().to(audio) * audio @ texts.T}  # (B, C)
+
+    def _check_classifier(self) -> None:
+        """Refuse to classify by chance."""
+        classifier = getattr(self.model, "classifier", None)
+        # A new head has a bias of exactly zero, which no step of training leaves so.
+        if classifier is None or not classifier.bias.any():
+            state = "has no classifier" if classifier is None else "has a classifier that was never trained"
+            raise ValueError(
+                f"This `{type(self.model).__name__}` {state}. Fine-tune it (examples/finetune.py), or score texts"
+                " against the audio by `candidate_texts=[...]`."
+            )
+
+    def postprocess(self, model_outputs: dict, top_k="", function_to_apply=None, labels: list[str] | None = None):
+        """The logits of one utterance to its ranked labels."""
+        config, best_alone = self.model.config, top_k == "" and labels is None
+        if function_to_apply is None:
+            problem = config.problem_type or (
+                "regression" if config.num_labels == 1 else "single_label_classification"
+            )
+            function_to_apply = "softmax" if labels is not None else FUNCTION_OF_PROBLEM[problem]
+        scores = FUNCTIONS[function_to_apply](model_outputs["logits"][0].float()).tolist()
+        labels = [config.id2label[index] for index in range(len(scores))] if labels is None else labels
+        answers = [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
+        answers.sort(key=lambda answer: answer["score"], reverse=True)
+        return answers[0] if best_alone else answers[: top_k or None]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save all that `pipeline(..., trust_remote_code=True)` needs: model, processor, and the code of all three.
+
+        `push_to_hub` uploads the same. The base class would leave out the processor, and name a class to load the
+        model with that does not depend on which one it is.
+
+        Args:
+            save_directory: folder, made if it does not exist.
+            kwargs: of `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: for `push_to_hub`, which would upload a part.
+        """
+        if kwargs.get("push_to_hub"):
+            raise ValueError(
+                "Call `pipe.push_to_hub(repo_id)`: saving with `push_to_hub=True` uploads the model alone."
+            )
+        os.makedirs(save_directory, exist_ok=True)
+        custom_object_save(self, save_directory)
+        implementation = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.model.config.custom_pipelines = {TASK: {"impl": implementation, "pt": [self.model._auto_class]}}
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+def _read(utterance: Mapping, sampling_rate: int) -> tuple[np.ndarray | None, str | None]:
+    """The waveform and the text of an utterance; `None` for what it lacks."""
+    if not isinstance(utterance, Mapping):
+        raise TypeError(f"An utterance is a dict, not {type(utterance).__name__}. {HINT}")
+    audio, text = utterance.get("audio"), utterance.get("text")
+    if "audio" not in utterance and utterance.keys() & {"array", "raw", "bytes"}:
+        audio = dict(utterance)
+    elif utterance.get("sampling_rate") is not None and (isinstance(audio, list) or hasattr(audio, "__array__")):
+        audio = {"array": audio, "sampling_rate": utterance["sampling_rate"]}
+    if audio is None and text is None:
+        raise ValueError(f"An utterance has neither audio nor text, only {sorted(map(str, utterance))}. {HINT}")
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"`text` must be a str, not {type(text).__name__}.")
+    return None if audio is None else as_waveform(audio, sampling_rate), text
+
+
+__all__ = ["AudioTextClassificationPipeline"]
