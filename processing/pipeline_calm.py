@@ -84,6 +84,7 @@ class AudioTextClassificationPipeline(Pipeline):
                 "This pipeline needs `processor=`: the `CalmProcessor` saved beside the model, or"
                 " `CalmProcessor(CalmFeatureExtractor.from_audio_config(model.config.audio_config), tokenizer)`."
             )
+        processor.feature_extractor.check_geometry(model.config.audio_config)
         kwargs.pop("local_files_only", None)  # meant for the loading; `pipeline()` hands it on
         super().__init__(model=model, processor=processor, **kwargs)
 

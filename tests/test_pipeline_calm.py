@@ -14,7 +14,13 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import processing.pipeline_calm
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification, CalmModel
-from processing import AudioError, AudioTextClassificationPipeline, load_audio
+from processing import (
+    AudioError,
+    AudioTextClassificationPipeline,
+    CalmFeatureExtractor,
+    CalmProcessor,
+    load_audio,
+)
 
 TASK = "audio-text-classification"
 
@@ -189,12 +195,19 @@ def test_a_new_classifier_is_refused(saved, processor, clips):
         assert len(pipe({"audio": clips[0]}, candidate_texts=TEXTS)) == 4
 
 
-def test_models_and_processors_that_do_not_fit(saved, processor, text_config):
-    model, _ = saved()
+def test_models_and_processors_that_do_not_fit(saved, processor):
+    """Each is told at the start, before any audio is read."""
+    model, folder = saved()
     with pytest.raises(ValueError, match="needs `processor=`"):
         AudioTextClassificationPipeline(model=model)
     with pytest.raises(ValueError, match="it got `CalmAudioModel`"):
         AudioTextClassificationPipeline(model=model.calm.audio_model, processor=processor)
+    other = CalmProcessor(CalmFeatureExtractor(), processor.tokenizer)
+    with pytest.raises(ValueError, match="other patches: `num_mel_bins` 80 and 8"):
+        AudioTextClassificationPipeline(model=model, processor=other)
+    (Path(folder) / "processor_config.json").unlink()
+    with pytest.raises(OSError, match=r"processor_config\.json"):
+        pipeline(TASK, model=folder)
 
 
 # Faults of a call.
