@@ -48,13 +48,19 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
+def largest_over_ranks(count: int, device: torch.device) -> int:
+    """The largest `count` of all ranks."""
+    if num_ranks() == 1:
+        return count
+    largest = torch.tensor(count, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def gather_ids(ids: torch.Tensor) -> torch.Tensor:
     """(N, L) token ids of every rank, padded with -1 to one length, as (sum of N, longest L)."""
-    if num_ranks() == 1:
-        return ids
-    longest = torch.tensor(ids.shape[1], device=ids.device)
-    dist.all_reduce(longest, dist.ReduceOp.MAX)
-    return gather_rows(nn.functional.pad(ids, (0, int(longest) - ids.shape[1]), value=-1))
+    longest = largest_over_ranks(ids.shape[1], ids.device)
+    return gather_rows(nn.functional.pad(ids, (0, longest - ids.shape[1]), value=-1))
 
 
 def mean_over_ranks(total: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
@@ -111,7 +117,8 @@ def contrast(
     if tile_size is None or len(queries) <= tile_size:
         return tile(queries, query_groups)
     tiles = zip(queries.split(tile_size), query_groups.split(tile_size), strict=True)
-    return torch.stack([checkpoint(tile, *rows, use_reentrant=False) for rows in tiles]).sum()
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a tile is random
+    return torch.stack([checkpoint(tile, *rows, **options) for rows in tiles]).sum()
 
 
 def audio_text_loss(
@@ -149,12 +156,11 @@ def pair_loss(
     """InfoNCE in which key i is the only positive of query i, among the keys of all ranks when `gather`.
 
     Args:
-        queries, keys: (N, E), not yet normalised.
+        queries, keys: (N, E), L2-normalised.
         scale: scalar, the inverse temperature.
         tile_size: see `contrast`.
         gather: whether the keys of all ranks are used.
     """
-    queries, keys = (nn.functional.normalize(states.float(), dim=-1) for states in (queries, keys))
     first = 0
     if gather and num_ranks() > 1:
         counts = gather_rows(torch.tensor([[len(keys)]], device=keys.device))

@@ -24,7 +24,15 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_calm import CalmAudioConfig, CalmConfig
 from .loading_calm import CheckedLoading
-from .loss_calm import audio_text_loss, classification_loss, mean_over_ranks, num_ranks, pair_loss, scaled_cosines
+from .loss_calm import (
+    audio_text_loss,
+    classification_loss,
+    largest_over_ranks,
+    mean_over_ranks,
+    num_ranks,
+    pair_loss,
+    scaled_cosines,
+)
 from .spectran_calm import CalmAudioModel, CalmAudioModelOutput, masked_mean
 
 # What `from_text_pretrained` hands to the loading of the language model instead of to the configuration.
@@ -314,7 +322,7 @@ class CalmModel(CalmPreTrainedModel):
                 return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         return None
 
-    def fuse(self, words, words_mask, token_type_ids, tokens, tokens_mask, **kwargs):
+    def fuse(self, words, words_mask, token_type_ids, tokens, tokens_mask, first_row: int = 0, **kwargs):
         """Run the language model over the words and the acoustic tokens of each row.
 
         Args:
@@ -323,6 +331,7 @@ class CalmModel(CalmPreTrainedModel):
             token_type_ids: (B, L) long or `None`.
             tokens: (B, T, E) acoustic tokens, centred.
             tokens_mask: (B, T) bool.
+            first_row: place of the first row in the batch these rows come from, by which errors name them.
 
         Returns:
             The language model's output, with `last_hidden_state` (B, L + T, H) back in the order given.
@@ -334,7 +343,7 @@ class CalmModel(CalmPreTrainedModel):
         mask = torch.cat((words_mask, tokens_mask), dim=1)  # (B, N)
         length = mask.shape[1]
         if not torch.compiler.is_compiling():
-            length = self._check_rows(mask, words_mask)
+            length = self._check_rows(mask, words_mask, first_row)
         real = mask.long()
         count = real.sum(-1, keepdim=True)
         place = torch.where(mask, real.cumsum(-1) - 1, count + (1 - real).cumsum(-1) - 1)  # (B, N), a permutation
@@ -354,10 +363,10 @@ class CalmModel(CalmPreTrainedModel):
     def _takes_token_types(self) -> bool:
         return "token_type_ids" in inspect.signature(self.text_model.forward).parameters
 
-    def _check_rows(self, mask: torch.Tensor, words_mask: torch.Tensor) -> int:
+    def _check_rows(self, mask: torch.Tensor, words_mask: torch.Tensor, first_row: int) -> int:
         """Refuse rows that hold nothing or too much; returns the length of the compacted sequence."""
         counts = mask.sum(-1)
-        empty = (counts == 0).nonzero().flatten().tolist()
+        empty = ((counts == 0).nonzero().flatten() + first_row).tolist()
         if empty:
             raise ValueError(f"Rows {empty} of the batch have neither text nor audio. Leave them out.")
         longest, limit = int(counts.max()), self.max_tokens()
@@ -366,10 +375,10 @@ class CalmModel(CalmPreTrainedModel):
             room = limit - int(words_mask[row].sum())
             seconds = self.config.audio_config.seconds_per_token
             raise ValueError(
-                f"Row {row} has {longest} lexical and acoustic tokens, and this language model has {limit} positions:"
-                f" beside its text {max(room, 0) * seconds:.1f} s of audio fit. Cut the recording into chunks"
-                " (`chunk_length_s` in examples/evaluate.py), pretrain with a larger `token_frames` in the audio"
-                " configuration, or use a language model with more positions."
+                f"Row {first_row + row} has {longest} lexical and acoustic tokens, and this language model has {limit}"
+                f" positions: beside its text {max(room, 0) * seconds:.1f} s of audio fit. Cut the recording into"
+                " chunks (`chunk_length_s` in examples/evaluate.py), pretrain with a larger `token_frames` in the"
+                " audio configuration, or use a language model with more positions."
             )
         return longest
 
@@ -459,7 +468,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         super().__init__(config)
         self.calm = CalmModel(config)
         embeddings = self.get_input_embeddings()
-        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_scale = nn.Parameter(torch.empty(1))  # FSDP2 cannot shard what has no dimension
         self.lm_head = CalmMaskedLanguageHead(config, embeddings.embedding_dim, embeddings.num_embeddings)
         self.acoustic_head = nn.Linear(config.hidden_size, embeddings.embedding_dim)
         path = next(name for name, module in self.named_modules() if module is embeddings)
@@ -474,8 +483,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
     def set_output_embeddings(self, value: nn.Module):
         self.lm_head.decoder = value
 
-    def _encode(self, batch: dict) -> dict:
-        """Everything that needs no other clip. Returns small tensors, so that a chunk can be recomputed."""
+    def _encode(self, batch: dict, first_row: int = 0) -> dict:
+        """Everything that needs no other clip, of a batch or of its rows from `first_row` on.
+
+        Returns small tensors, so that a chunk can be recomputed; the vectors to compare are L2-normalised.
+        """
         config, audio_model = self.config, self.calm.audio_model
         input_ids, labels = batch["input_ids"], batch.get("labels")
         words_mask = torch.ones_like(input_ids) if batch.get("attention_mask") is None else batch["attention_mask"]
@@ -493,7 +505,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
         if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
             rows = (batch["pair_indices"] >= 0).nonzero().flatten()
             first = batch["pair_indices"][rows]
-            encoded["window"], encoded["neighbour"] = windows[rows, first], windows[rows, first + 1]
+            encoded["window"] = normalize(windows[rows, first].float(), dim=-1)
+            encoded["neighbour"] = normalize(windows[rows, first + 1].float(), dim=-1)
         masked = batch.get("mask_time_indices") if config.masked_acoustic_loss_weight else None
         labels = labels if config.masked_language_loss_weight else None
         if masked is not None or labels is not None:
@@ -502,26 +515,37 @@ class CalmForPreTraining(CalmPreTrainedModel):
                 masked = masked & tokens_mask
                 visible = self.calm.project(audio_model.add_context(windows, tokens_mask, masked), tokens_mask)
             words = self.get_input_embeddings()(input_ids)
-            states = self.calm.fuse(words, words_mask, batch.get("token_type_ids"), visible, tokens_mask)
-            states = states.last_hidden_state
+            types = batch.get("token_type_ids")
+            states = self.calm.fuse(words, words_mask, types, visible, tokens_mask, first_row).last_hidden_state
             if labels is not None:
                 places = labels != -100
                 logits = self.lm_head(states[:, : input_ids.shape[1]][places]).float()
                 encoded["language_total"] = cross_entropy(logits, labels[places], reduction="sum").view(1)
                 encoded["language_count"] = places.sum().view(1)
             if masked is not None:
-                encoded["predicted"] = self.acoustic_head(states[:, input_ids.shape[1] :][masked])
-                encoded["true"] = tokens[masked].detach()
+                predicted = self.acoustic_head(states[:, input_ids.shape[1] :][masked])
+                encoded["predicted"] = normalize(predicted.float(), dim=-1)
+                encoded["true"] = normalize(tokens[masked].detach().float(), dim=-1)
         return encoded
 
     def _encode_in_chunks(self, batch: dict) -> dict:
         """`_encode` over chunks of `contrastive_chunk_size` clips, whose activations are recomputed when needed."""
-        size = self.config.contrastive_chunk_size
-        if size is None or len(batch["input_ids"]) <= size or not self.training:
+        size, clips = self.config.contrastive_chunk_size, len(batch["input_ids"])
+        if size is None or not self.training:
             return self._encode(batch)
-        pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
-        chunks = [dict(zip(batch, piece, strict=True)) for piece in pieces]
-        encoded = [checkpoint(self._encode, chunk, use_reentrant=False) for chunk in chunks]
+        # As many chunks on every rank: sharded layers are gathered by all ranks together or not at all.
+        number = largest_over_ranks(-(-clips // size), batch["input_ids"].device)
+        if number == 1:
+            return self._encode(batch)
+        if clips < number:
+            raise ValueError(
+                f"This rank has {clips} clips, and another {number} chunks of {size}. Give every rank as many clips."
+            )
+        edges = [clips * i // number for i in range(number + 1)]
+        encoded = []
+        for first, end in zip(edges[:-1], edges[1:], strict=True):
+            chunk = {key: value[first:end] for key, value in batch.items()}
+            encoded.append(checkpoint(self._encode, chunk, first, use_reentrant=False))
         return {key: torch.cat([chunk[key] for chunk in encoded]) for key in encoded[0]}
 
     @can_return_tuple
@@ -553,19 +577,19 @@ class CalmForPreTraining(CalmPreTrainedModel):
             return_loss: whether to compute the terms.
 
         Raises:
-            ValueError: for a training batch of one clip, which leaves the contrast without negatives, or one with
-                other numbers of clips and transcripts.
+            ValueError: for a training batch of one clip, which leaves the contrast without negatives, or one whose
+                inputs have different numbers of rows.
         """
-        if self.training and len(input_ids) != len(input_features):
-            raise ValueError(
-                f"There are {len(input_features)} clips and {len(input_ids)} transcripts; training pairs them."
-            )
         given = {
             "input_ids": input_ids, "input_features": input_features, "attention_mask": attention_mask,
             "token_type_ids": token_type_ids, "input_features_mask": input_features_mask, "labels": labels,
             "mask_time_indices": mask_time_indices, "pair_indices": pair_indices,
         }  # fmt: skip
-        encoded = self._encode_in_chunks({key: value for key, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        rows = {name: len(value) for name, value in given.items()}
+        if self.training and len(set(rows.values())) > 1:
+            raise ValueError(f"Training pairs the rows of its inputs, and their numbers differ: {rows}.")
+        encoded = self._encode_in_chunks(given)
         audio, text = encoded["audio_embeds"], encoded["text_embeds"]
         scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
         terms = self._losses(encoded, scale) if return_loss and len(audio) == len(text) else {}

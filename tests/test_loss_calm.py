@@ -84,8 +84,8 @@ def test_without_knowledge_the_loss_is_the_logarithm_of_the_batch():
 
 
 def test_pair_loss_takes_its_own_key_among_all_keys():
-    queries, keys = 3 * torch.randn(6, 8, dtype=torch.float64), 2 * torch.randn(6, 8, dtype=torch.float64)
-    expected = info_nce(normalize(queries, dim=-1).numpy(), normalize(keys, dim=-1).numpy(), np.eye(6), 5.0) / 6
+    queries, keys = unit(6, 8), unit(6, 8)
+    expected = info_nce(queries.numpy(), keys.numpy(), np.eye(6), 5.0) / 6
     assert pair_loss(queries, keys, **ALONE).item() == pytest.approx(expected, rel=1e-6)
 
 

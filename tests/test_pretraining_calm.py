@@ -192,7 +192,7 @@ def test_the_scale_is_clamped_at_100(config, batch):
     close(output.logits_per_audio, 100 * output.audio_embeds @ output.text_embeds.T, 1e-3)
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_chunks_change_neither_loss_nor_gradient(config, pretraining_batch, size):
     """Chunks trade time for memory, so that a large batch of negatives fits; nothing else may change."""
     config = quiet(config)
@@ -206,6 +206,78 @@ def test_chunks_change_neither_loss_nor_gradient(config, pretraining_batch, size
     close(results[1][0], results[0][0])
     for name, slope in results[1][1].items():
         torch.testing.assert_close(slope, results[0][1][name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_recomputed_chunk_is_the_one_that_was_seen(config, pretraining_batch, monkeypatch, autocast):
+    """Dropout drawn anew, or another precision, would give the gradient of a network that made no prediction."""
+    config.contrastive_chunk_size = 2
+    results = []
+    for recompute in (True, False):
+        if not recompute:
+            monkeypatch.setattr("modeling_calm.modeling_calm.checkpoint", lambda encode, *rows, **_: encode(*rows))
+        torch.manual_seed(0)
+        model = CalmForPreTraining(config).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(**pretraining_batch()).loss
+        torch.rand(3)  # what else draws between forward and backward, a data loader say
+        loss.backward()
+        results.append((loss, gradients(model)))
+    close(results[1][0], results[0][0])
+    for name, slope in results[1][1].items():
+        torch.testing.assert_close(slope, results[0][1][name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_no_module_sees_more_clips_than_a_chunk(config, pretraining_batch):
+    """What runs over the whole batch, logits over a vocabulary before all, would grow with it."""
+    config.contrastive_chunk_size = 2
+    model, seen = CalmForPreTraining(config).train(), {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(
+            lambda _, given, output, name=name: seen.setdefault(name, []).append(len(given[0])) if given else None
+        )
+    drawn = pretraining_batch(words=(5,) * 6, windows=(3,) * 6)
+    model(**drawn).loss.backward()
+    assert seen["calm.audio_model.layers.1"] == [2 * 3] * 6  # three chunks of two clips of three windows, twice
+    assert seen["lm_head"] == seen["acoustic_head"] == [2] * 6  # one masked word and one masked window a clip
+    assert max(max(counts) for name, counts in seen.items() if "text_model" in name) == 2
+
+
+def test_an_error_in_a_chunk_names_the_row_of_the_batch(config, pretraining_batch):
+    """The first row of the third chunk is no row 0: a search for it would end at the wrong recording."""
+    config.contrastive_chunk_size = 2
+    model = CalmForPreTraining(config).train()
+    drawn = pretraining_batch(words=(2,) * 6, windows=(3,) * 6)
+    empty = {**drawn, "attention_mask": drawn["attention_mask"].clone()}
+    empty["input_features_mask"] = drawn["input_features_mask"].clone()
+    empty["attention_mask"][[4, 5]] = empty["input_features_mask"][[4, 5]] = 0
+    with pytest.raises(ValueError, match=r"Rows \[4, 5\] of the batch have neither"):
+        model(**empty)
+    long = pretraining_batch(words=(2,) * 6, windows=(3, 3, 3, 46, 3, 3))
+    with pytest.raises(ValueError, match="Row 3 has 50 lexical and acoustic tokens"):
+        model(**long)
+
+
+@pytest.mark.parametrize("name", ["labels", "pair_indices", "input_features_mask"])
+def test_inputs_of_different_numbers_of_rows_are_refused(config, pretraining_batch, name):
+    """Cut into chunks, the rows that are too many would vanish without a word."""
+    config.contrastive_chunk_size = 2
+    drawn = pretraining_batch()
+    drawn[name] = torch.cat((drawn[name], drawn[name]))
+    with pytest.raises(ValueError, match=f"numbers differ: .*'{name}': 8"):
+        CalmForPreTraining(config).train()(**drawn)
+
+
+def test_inputs_that_are_not_given_stay_away_from_the_chunks(config, pretraining_batch):
+    """`None` is the default of every mask: in the align stage, half of the inputs."""
+    config = quiet(config)
+    results = []
+    for config.contrastive_chunk_size in (None, 3):
+        torch.manual_seed(0)
+        drawn = pretraining_batch() | {"labels": None, "mask_time_indices": None, "pair_indices": None}
+        results.append(CalmForPreTraining(config).train()(**drawn, token_type_ids=None))
+    assert results[1].audio_audio_loss is results[1].masked_language_loss is None
+    close(results[1].loss, results[0].loss)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
@@ -249,5 +321,5 @@ def test_candidates_for_a_clip_give_logits_without_loss(config, processor, noise
     output = model(batch["input_ids"], batch["input_features"][:1], batch["attention_mask"])
     assert output.logits_per_audio.shape == (1, 4)
     assert output.loss is None
-    with pytest.raises(ValueError, match="1 clips and 4 transcripts"):
+    with pytest.raises(ValueError, match="numbers differ: .*'input_features': 1"):
         model.train()(batch["input_ids"], batch["input_features"][:1], batch["attention_mask"])
