@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from checkpoints import last_whole_checkpoint, write_atomically
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 
 def parse_arguments(*types: type, arguments: list[str] | None = None, defaults: dict | None = None) -> tuple:
@@ -52,14 +52,15 @@ def _as_options(values: dict) -> list[str]:
 
 
 def start_run(training: TrainingArguments) -> str | None:
-    """Refuse a folder that holds another run, and find the checkpoint to resume from.
+    """Refuse a folder that holds another run, and find the last whole checkpoint to resume from.
 
     Raises:
         ValueError: if `output_dir` already holds a run or a model and `--resume` is not given.
     """
     folder = Path(training.output_dir)
     if training.resume:
-        return get_last_checkpoint(folder) if folder.is_dir() else None
+        with training.main_process_first(desc="checking the checkpoints"):
+            return last_whole_checkpoint(folder) if folder.is_dir() else None
     if any(next(folder.glob(trace), None) for trace in ("config.yaml", "config.json", "checkpoint-*")):
         raise ValueError(
             f"'{folder}' already holds a run. Choose another `--output_dir`, go on by `--resume`, or remove it."
@@ -88,7 +89,7 @@ def write_options(training: TrainingArguments, defaults: dict, *options) -> None
     settings["output_dir"] = training.output_dir
     folder = Path(training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
+    write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True))
 
 
 def write_json(file: Path, results: dict) -> None:
@@ -104,4 +105,4 @@ def write_json(file: Path, results: dict) -> None:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(plain(results), indent=2, allow_nan=False) + "\n")
+    write_atomically(file, json.dumps(plain(results), indent=2, allow_nan=False) + "\n")

@@ -41,7 +41,8 @@ def read_split(
 ) -> Dataset:
     """One split, decoded and checked: `audio` (float32 waveforms at `sampling_rate`), `text`, `label`, `duration` (s).
 
-    `speaker` and `file_name` come along where the data set has them.
+    `row` is the number of the row in the split as stored; `speaker` and `file_name` come along where the data set has
+    them.
 
     Args:
         text: whether a transcript is needed in every row.
@@ -57,7 +58,7 @@ def read_split(
     labels = arguments.label_columns() if label else []
     columns = [("audio_column", arguments.audio_column)] + [("label_column", name) for name in labels]
     check_columns(dataset, columns + ([("text_column", arguments.text_column)] if text else []))
-    added = {}
+    added = {"row": list(range(len(dataset)))}
     if text:
         added["text"] = list(dataset[arguments.text_column])
         refuse_missing(added["text"], arguments.text_column, split, "transcript")

@@ -10,18 +10,16 @@ from pathlib import Path
 
 import torch
 import yaml
+from callbacks import SkipNonFinite, StopOnSigterm, WarnOfCollapse, WorkMeter, mean_cosine
+from checkpoints import SealingTrainer
 from demo_corpus import demo_language_model
 from options import write_json
 from scoring import load_processor
-from transformers import (
-    AutoTokenizer,
-    EarlyStoppingCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from modeling_calm import CalmAudioConfig
-from processing import CalmFeatureExtractor, CalmProcessor, SpecAugment
+from processing import CalmFeatureExtractor, CalmProcessor, SeededCollator, SpecAugment
 
 CONFIGS = Path(__file__).parent / "configs"
 logger = logging.getLogger(__name__)
@@ -79,25 +77,46 @@ class CalmTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better result before training stops."}
     )
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in `output_dir`."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the last whole checkpoint in `output_dir`."})
+    max_skipped_steps: int = field(
+        default=10,
+        metadata={"help": "Steps in a row that may be skipped because their loss or gradient is not finite."},
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume early stopping and the count of skipped steps where they were."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.enable_jit_checkpoint:
+            raise ValueError("SIGTERM is answered by a checkpoint anyway; leave out `--enable_jit_checkpoint`.")
         # torch refuses to keep workers where there are none: `--dataloader_num_workers 0` alone shall do.
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
 
 
-class CalmTrainer(Trainer):
+class CalmTrainer(SealingTrainer):
     """`Trainer` with a learning rate a part, the loss terms by name, and every clip of the other splits scored.
+
+    A run that was interrupted goes on as if it had not been: checkpoints are sealed, the order of the data and the
+    draws of the collator are functions of seed, epoch and row, and evaluation draws nothing from the training's random
+    state. See `callbacks.py` for what stops a run, or skips a step.
+
+    Args:
+        data_collator: for training; called with rows and a `numpy.random.Generator`, see [`SeededCollator`].
+        eval_collator: for every other split.
+        args, kwargs: those of `Trainer`.
 
     Raises:
         ValueError: if there are fewer training clips than a batch holds, while incomplete batches are dropped.
     """
 
-    def __init__(self, *args, eval_collator, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.eval_collator = eval_collator
-        self._terms = defaultdict(list)
+    def __init__(self, *args, data_collator, eval_collator, **kwargs):
+        super().__init__(*args, data_collator=data_collator, **kwargs)
+        self.data_collator, self.eval_collator = SeededCollator(data_collator, self.args.seed), eval_collator
+        self._terms, self._order = defaultdict(list), None
+        self.stop, self.meter = StopOnSigterm(), WorkMeter(self.model.config.audio_config)
+        for callback in (SkipNonFinite(self.args.max_skipped_steps), WarnOfCollapse(), self.meter, self.stop):
+            self.add_callback(callback)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         clips, batch = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
@@ -106,6 +125,10 @@ class CalmTrainer(Trainer):
                 f"The training split has {clips} clips, fewer than the {batch} of one batch, and incomplete batches"
                 " are dropped. Lower `--per_device_train_batch_size`."
             )
+
+    def _callback(self, kind: type):
+        """The callback of a kind; resuming replaces those whose state is restored."""
+        return next((callback for callback in self.callback_handler.callbacks if isinstance(callback, kind)), None)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -132,6 +155,35 @@ class CalmTrainer(Trainer):
         in_spectran = "audio_model." in name or "audio_projection." in name or name.endswith("logit_scale")
         return self.args.learning_rate if in_spectran else self.args.head_learning_rate
 
+    def train(self, *args, **kwargs):
+        with self.stop.listening():
+            return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        # Starting workers draws a seed, and a resumed run starts them at other steps: never from the dropout's state.
+        loader.base_dataloader.generator = torch.Generator()
+        return loader
+
+    def _get_train_sampler(self, *args):
+        sampler = super()._get_train_sampler(*args)
+        if isinstance(sampler, LengthGroupedSampler):
+            # It would draw from the state of the dropout, which no other rank and no resumed run has at that point.
+            sampler.generator = self._order = torch.Generator()
+        return sampler
+
+    def _run_epoch(self, **kwargs):
+        early = self._callback(EarlyStoppingCallback)
+        if self.state.global_step >= self.state.max_steps or (
+            early is not None and early.early_stopping_patience_counter >= early.early_stopping_patience
+        ):
+            self.control.should_training_stop = True  # a run that was interrupted when it was over trains no more
+            return
+        self.data_collator.set_epoch(kwargs["epoch"])
+        if self._order is not None:
+            self._order.manual_seed(self.args.seed + kwargs["epoch"])
+        super()._run_epoch(**kwargs)
+
     def get_eval_dataloader(self, eval_dataset=None):
         with self._for_scoring():
             return super().get_eval_dataloader(eval_dataset)
@@ -142,13 +194,22 @@ class CalmTrainer(Trainer):
 
     @contextmanager
     def _for_scoring(self):
-        # The library would drop the last rows where training drops them, and draw the training's augmentation.
-        training = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
+        # The library would drop the last rows where training drops them, draw the training's augmentation, and shuffle
+        # where training groups clips by length.
+        scoring = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
+        training = {name: getattr(self.args, name) for name in scoring}
+        collator, self.data_collator = self.data_collator, self.eval_collator
+        vars(self.args).update(scoring)
         try:
             yield
         finally:
-            self.data_collator, self.args.dataloader_drop_last = training
+            self.data_collator = collator
+            vars(self.args).update(training)
+
+    def evaluation_loop(self, *args, **kwargs):
+        device = self.args.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return super().evaluation_loop(*args, **kwargs)
 
     def finish(self, results: dict) -> None:
         """Leave a complete run folder: checkpoint, processor, state, `results.json`, and plots with matplotlib."""
@@ -164,23 +225,45 @@ class CalmTrainer(Trainer):
 
         plot_run(Path(self.args.output_dir))
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        clips = inputs.pop("clips")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._callback(SkipNonFinite).see(loss, clips)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._callback(SkipNonFinite).judge(model, grad_norm, self.state.global_step + 1)
+        return grad_norm
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
+            self.meter.see(inputs)
             for name in LOSS_TERMS:
                 if outputs.get(name) is not None:
                     self._terms[name].append(outputs[name].detach())
+            if outputs.get("audio_embeds") is not None:
+                self._terms["audio_embeds_cosine"].append(mean_cosine(outputs["audio_embeds"].detach()))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             for name, values in self._terms.items():
-                mean = torch.stack(values).mean()
-                logs[name] = round(self.accelerator.gather(mean.reshape(1)).mean().item(), 4)
-            if "audio_text_loss" in self._terms:
+                values = torch.stack(values).float()
+                values = values[values.isfinite()]  # the others belong to steps that were skipped
+                sums = torch.stack([values.sum(), values.new_tensor(len(values))])
+                total, count = self.accelerator.gather(sums[None]).sum(0).tolist()
+                if count:
+                    logs[name] = round(total / count, 4)
+            self._terms.clear()
+            if "audio_text_loss" in logs:
                 # A model that knows nothing has this loss: the contrast among a batch of equal candidates.
                 logs["chance_loss"] = round(
                     math.log(self.args.per_device_train_batch_size * self.accelerator.num_processes), 4
                 )
-            self._terms.clear()
+            if not math.isfinite(logs.get("grad_norm", 0.0)):
+                del logs["grad_norm"]
+            logs |= self.meter.report(self.args.device)
+            logs["skipped_steps"] = self._callback(SkipNonFinite).skipped_steps
         super().log(logs, start_time)

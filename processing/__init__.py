@@ -2,7 +2,7 @@
 
 from .audio import AudioError, load_audio
 from .augmentation import SpecAugment, WaveformAugmentation
-from .collation import DataCollatorForCalmClassification, DataCollatorForCalmPreTraining
+from .collation import DataCollatorForCalmClassification, DataCollatorForCalmPreTraining, SeededCollator
 from .feature_extraction_calm import CalmFeatureExtractor
 from .pipeline_calm import AudioTextClassificationPipeline
 from .processing_calm import CalmProcessor
@@ -17,6 +17,7 @@ __all__ = [
     "CalmProcessor",
     "DataCollatorForCalmClassification",
     "DataCollatorForCalmPreTraining",
+    "SeededCollator",
     "SpecAugment",
     "WaveformAugmentation",
     "load_audio",

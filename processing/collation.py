@@ -1,10 +1,13 @@
 """Data collators: rows of a data set in, batches of tensors out. All randomness of a training step is drawn here.
 
-A row holds `audio` (whatever `as_waveform` takes), `text`, and for classification `label`. B clips, P patches, D
-values in a patch, T acoustic tokens, L lexical tokens.
+A row holds `audio` (whatever `as_waveform` takes), `text`, and for classification `label`. A batch is a function of
+its rows and one `numpy.random.Generator`; [`SeededCollator`] makes that generator a function of the seed, the epoch
+and the rows.
+
+B clips, P patches, D values in a patch, T acoustic tokens, L lexical tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,11 @@ from .audio import as_waveform
 from .augmentation import SpecAugment, WaveformAugmentation
 
 
+def _generator(generator: np.random.Generator | None) -> np.random.Generator:
+    """The given source of randomness, or one that torch's global state seeds, which differs from worker to worker."""
+    return np.random.default_rng(int(torch.randint(2**62, ()))) if generator is None else generator
+
+
 @dataclass
 class _Collator:
     """What both collators share: waveforms and transcripts to a batch, augmented where asked."""
@@ -24,7 +32,7 @@ class _Collator:
     waveform_augmentation: WaveformAugmentation | None = None
     spec_augment: SpecAugment | None = None
 
-    def _batch(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    def _batch(self, rows: Sequence[dict], generator: np.random.Generator) -> dict[str, torch.Tensor]:
         extractor = self.processor.feature_extractor
         clips = [row.get("audio") for row in rows]
         texts = [row.get("text") for row in rows]
@@ -34,8 +42,6 @@ class _Collator:
             given = torch.tensor([text is not None for text in texts])
             batch["attention_mask"] = batch["attention_mask"] * given[:, None]
         if any(clip is not None for clip in clips):
-            augmented = self.waveform_augmentation is not None or self.spec_augment is not None
-            generator = np.random.default_rng(np.random.randint(2**31)) if augmented else None
             waveforms = []
             for clip in clips:
                 waveform = np.zeros(1, np.float32) if clip is None else as_waveform(clip, extractor.sampling_rate)
@@ -70,8 +76,8 @@ class DataCollatorForCalmPreTraining(_Collator):
         draw_pairs (`bool`, defaults to `True`): whether to draw the neighbouring windows, `pair_indices`. With every
             mask off and no pairs, as in evaluation, a batch is a function of its rows.
 
-    Returns (from a call):
-        The model's inputs; see [`CalmForPreTraining`].
+    A call takes the rows and, optionally, the `numpy.random.Generator` of all draws; without one they depend on
+    torch's global random state. It returns the model's inputs; see [`CalmForPreTraining`].
     """
 
     mlm_probability: float = 0.15
@@ -79,15 +85,17 @@ class DataCollatorForCalmPreTraining(_Collator):
     mask_time_length: int = 1
     draw_pairs: bool = True
 
-    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict], generator: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
         for index, row in enumerate(rows):
             if not (row.get("text") or "").strip():
                 raise ValueError(f"Row {index} of the batch has no transcript; pretraining needs one a clip.")
             if row.get("audio") is None:
                 raise ValueError(f"Row {index} of the batch has no audio; pretraining needs a clip a row.")
-        batch = self._batch(rows)
+        generator = _generator(generator)
+        batch = self._batch(rows, generator)
         if self.mlm_probability > 0:
             masking = DataCollatorForLanguageModeling(self.processor.tokenizer, mlm_probability=self.mlm_probability)
+            masking.generator = torch.Generator().manual_seed(int(generator.integers(2**63)))
             batch["input_ids"], batch["labels"] = masking.torch_mask_tokens(batch["input_ids"].clone())
         size = self.processor.feature_extractor.patches_per_token
         tokens_mask = batch["input_features_mask"].unflatten(1, (-1, size)).any(-1)  # (B, T)
@@ -95,21 +103,32 @@ class DataCollatorForCalmPreTraining(_Collator):
             # A batch too short for a span still has the key: every rank must compute the same terms.
             batch["mask_time_indices"] = torch.zeros_like(tokens_mask)
             if tokens_mask.shape[1] >= self.mask_time_length:
-                from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices  # slow to import
-
-                masked = _compute_mask_indices(
-                    tuple(tokens_mask.shape),
-                    self.mask_time_prob,
-                    self.mask_time_length,
-                    attention_mask=tokens_mask.long(),
-                    min_masks=1,
-                )
-                batch["mask_time_indices"] = torch.from_numpy(masked) & tokens_mask
+                batch["mask_time_indices"] = self._mask_spans(tokens_mask, generator)
         if self.draw_pairs:
             counts = tokens_mask.sum(-1)
-            first = (torch.rand(len(rows)) * (counts - 1)).long()  # uniform over the pairs of a clip
+            first = (
+                torch.from_numpy(generator.random(len(rows))) * (counts - 1)
+            ).long()  # uniform over a clip's pairs
             batch["pair_indices"] = torch.where(counts > 1, first, -1)
         return batch
+
+    def _mask_spans(self, tokens_mask: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+        """(B, T) bool, spans among the real tokens as Wav2Vec2 draws them, which it does from numpy's global state."""
+        from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices  # slow to import
+
+        state = np.random.get_state()
+        np.random.seed(generator.integers(2**32))
+        try:
+            masked = _compute_mask_indices(
+                tuple(tokens_mask.shape),
+                self.mask_time_prob,
+                self.mask_time_length,
+                attention_mask=tokens_mask.long(),
+                min_masks=1,
+            )
+        finally:
+            np.random.set_state(state)
+        return torch.from_numpy(masked) & tokens_mask
 
 
 @dataclass
@@ -120,16 +139,53 @@ class DataCollatorForCalmClassification(_Collator):
         processor ([`CalmProcessor`]): makes the tensors.
         waveform_augmentation, spec_augment (*optional*): for training.
 
-    Returns (from a call):
-        The model's inputs; `labels` where the rows have a `label`, long for classes, float for targets.
+    A call takes the rows and, optionally, the `numpy.random.Generator` of all draws. It returns the model's inputs;
+    `labels` where the rows have a `label`, long for classes, float for targets.
     """
 
-    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict], generator: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
         for index, row in enumerate(rows):
             if row.get("audio") is None and row.get("text") is None:
                 raise ValueError(f"Row {index} of the batch has neither audio nor text.")
-        batch = self._batch(rows)
+        batch = self._batch(rows, _generator(generator))
         if rows[0].get("label") is not None:
             labels = np.asarray([row["label"] for row in rows])
             batch["labels"] = torch.tensor(labels, dtype=torch.long if labels.dtype.kind in "iu" else torch.float32)
         return batch
+
+
+class SeededCollator:
+    """A training collator whose draws are a function of the seed, the epoch and the rows.
+
+    Whichever worker makes a batch, and whatever it made before, the batch is the same: a run that stopped and goes on
+    draws what it would have drawn. Rows that make another batch, or another epoch, draw anew.
+
+    Args:
+        collator: called with the rows and a `numpy.random.Generator`, as the collators of this module are.
+        seed (`int`): of the run, not negative.
+
+    A call takes rows that have `row`, their number in the data set (not negative), and returns the collator's batch
+    with `clips`, the `file_name` or else the number of each row.
+
+    Raises (from a call):
+        ValueError: if a row has no number.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[dict], np.random.Generator], dict], seed: int):
+        self.collator, self.seed = collator, seed
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by workers that outlive an epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw for this epoch from now on, in all workers."""
+        self.epoch.fill_(epoch)
+
+    def __call__(self, rows: Sequence[dict]) -> dict:
+        numbers = [row.get("row") for row in rows]
+        if None in numbers:
+            raise ValueError(
+                "A training row has no `row`, its number in the data set, by which its augmentation and masks are"
+                ' drawn. Add the column: `dataset.add_column("row", range(len(dataset)))`.'
+            )
+        generator = np.random.default_rng((self.seed, int(self.epoch), *numbers))
+        clips = [row.get("file_name") or str(row["row"]) for row in rows]
+        return {**self.collator(rows, generator), "clips": clips}

@@ -73,8 +73,8 @@ def write_corpus(folder: Path, number: int = 8, splits: tuple[str, ...] = ("trai
     return folder
 
 
-def save_language_model(folder: Path) -> str:
-    """A BERT of 2 layers, 32 wide, without dropout, with a WordPiece tokenizer of the words of `TEXTS`."""
+def save_language_model(folder: Path, dropout: float = 0.0) -> str:
+    """A BERT of 2 layers, 32 wide, with a WordPiece tokenizer of the words of `TEXTS`."""
     pieces = [
         "[PAD]",
         "[UNK]",
@@ -88,18 +88,18 @@ def save_language_model(folder: Path) -> str:
     tokenizer.save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     return str(folder)
 
 
-def save_spectran(file: Path) -> str:
-    """A toy SpecTran as YAML: 16 mel bins, tokens of 80 ms, no dropout."""
+def save_spectran(file: Path, dropout: float = 0.0) -> str:
+    """A toy SpecTran as YAML: 16 mel bins, tokens of 80 ms."""
     values = {
         "num_mel_bins": 16, "patch_frames": 2, "patch_bins": 16, "token_frames": 8, "hidden_size": 32,
         "num_hidden_layers": 1, "num_context_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
-        "hidden_dropout_prob": 0.0,
+        "hidden_dropout_prob": dropout,
     }  # fmt: skip
     file.write_text(yaml.safe_dump(values))
     return str(file)

@@ -12,6 +12,7 @@ from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 from processing import (
     DataCollatorForCalmClassification,
     DataCollatorForCalmPreTraining,
+    SeededCollator,
     SpecAugment,
     WaveformAugmentation,
 )
@@ -214,3 +215,61 @@ def test_augmentation_hides_real_frames_only(processor, rows):
     assert changed.any()
     assert hidden["input_features"][changed].eq(0).all()
     assert not changed[~plain["input_features_mask"].bool()].any()
+
+
+class TestSeededCollator:
+    @pytest.fixture
+    def numbered(self, rows) -> list[dict]:
+        return [{**row, "row": 10 + index} for index, row in enumerate(rows)]
+
+    @pytest.fixture
+    def collator(self, processor) -> SeededCollator:
+        augmentations = WaveformAugmentation(), SpecAugment(max_frequency_bins=2)
+        return SeededCollator(DataCollatorForCalmPreTraining(processor, *augmentations), seed=3)
+
+    def test_what_a_process_did_before_changes_no_batch(self, collator, numbered):
+        """Or a resumed run, whose workers have done nothing yet, would draw other masks."""
+        first = collator(numbered)
+        np.random.rand(7), torch.rand(7), collator(numbered[:2])
+        assert_same(collator(numbered), first)
+
+    def test_no_draw_is_taken_from_the_global_states(self, collator, numbered):
+        """They belong to the training process, to the dropout above all."""
+        before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+        collator(numbered)
+        assert torch.equal(torch.random.get_rng_state(), before[0])
+        assert (np.random.get_state()[1] == before[1]).all()
+
+    def test_epochs_and_rows_draw_anew(self, collator, numbered):
+        first = collator(numbered)
+        collator.set_epoch(1)
+        assert not torch.equal(collator(numbered)["mask_time_indices"], first["mask_time_indices"])
+        collator.set_epoch(0)
+        assert_same(collator(numbered), first)
+        others = collator([{**row, "row": row["row"] + 1} for row in numbered])
+        assert not torch.equal(others["input_features"], first["input_features"])
+
+    @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+    def test_workers_that_stay_hear_of_a_new_epoch(self, collator, numbered, context):
+        loader = torch.utils.data.DataLoader(
+            numbered, batch_size=4, collate_fn=collator, num_workers=1, persistent_workers=True,
+            multiprocessing_context=context,
+        )  # fmt: skip
+        for epoch in (0, 1, 0):
+            collator.set_epoch(epoch)
+            (batch,) = loader
+            assert_same(batch, collator(numbered))
+
+    def test_a_row_without_a_number_is_refused(self, collator, rows):
+        with pytest.raises(ValueError, match="no `row`.*add_column"):
+            collator(rows)
+
+    def test_clips_are_named(self, collator, numbered):
+        numbered[0]["file_name"] = "a.wav"
+        assert collator(numbered)["clips"] == ["a.wav", "11", "12", "13"]
+
+
+def assert_same(batch: dict, other: dict) -> None:
+    assert batch.keys() == other.keys()
+    for key, value in batch.items():
+        assert value == other[key] if key == "clips" else torch.equal(value, other[key]), key

@@ -6,6 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import yaml
+from checkpoints import seal
 from evaluate import EvaluationArguments
 from options import parse_arguments, start_run, write_json, write_options
 from pretrain import DEFAULTS, PretrainingArguments
@@ -109,11 +110,13 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path, trace):
     assert [file.read_text() for file in files] == ["precious"]
 
 
-def test_resuming_takes_the_last_checkpoint(tmp_path):
+def test_resuming_takes_the_last_whole_checkpoint(tmp_path):
     assert start_run(parse("--resume", folder=str(tmp_path / "new"))[2]) is None
     assert not (tmp_path / "new").exists()
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-old"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+        seal(tmp_path / name)
     assert start_run(parse("--resume", folder=str(tmp_path))[2]) == str(tmp_path / "checkpoint-10")
 
 

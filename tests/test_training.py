@@ -64,8 +64,8 @@ def make_trainer(arguments, corpus, tmp_path):
         )  # fmt: skip
         batches = []
 
-        def collate(rows):
-            batches.append(collator(rows))
+        def collate(rows, generator):
+            batches.append(collator(rows, generator))
             return batches[-1]
 
         trainer = CalmTrainer(

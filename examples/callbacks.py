@@ -1,0 +1,217 @@
+"""What a long run needs beside the Trainer: it stops when told to, skips what would spoil it, and counts its work."""
+
+import logging
+import signal
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import gather, gather_object
+from torch.nn.functional import normalize
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from modeling_calm import CalmAudioConfig
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+EXIT_TERMINATED = 128 + signal.SIGTERM  # 143, what a shell says of a process that SIGTERM ended
+COLLAPSED = 0.99  # mean cosine from which embeddings count as alike; our choice
+logger = logging.getLogger(__name__)
+
+
+def on_any_rank(fact: bool, device: torch.device) -> bool:
+    """Whether something holds on some rank; all ranks learn the same and so do the same."""
+    return bool(gather(torch.tensor([float(fact)], device=device)).any())
+
+
+class StopOnSigterm(TrainerCallback):
+    """On SIGTERM, finish the step, save a checkpoint and leave with exit code 143.
+
+    All ranks stop after the same step, whichever of them were told. What is due at that step is done first: the
+    evaluation, and at the end of an epoch what belongs there, so that a resumed run lacks nothing.
+
+    The library's `enable_jit_checkpoint` does not serve: each rank would stop at a step of its own, an accumulated
+    gradient would be dropped after its random numbers were drawn, and the script would go on as if training were done.
+    """
+
+    def __init__(self):
+        self.received = self.stopping = False
+
+    @contextmanager
+    def listening(self):
+        """Take SIGTERM as a request; one that came too late for a checkpoint ends the process afterwards, as usual."""
+
+        def note(number, frame):
+            self.received = True
+
+        former = signal.signal(signal.SIGTERM, note)  # workers inherit it: one that dies takes the run with it
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, former)
+        if self.received:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.stopping = on_any_rank(self.received, args.device)
+        if self.stopping and not state.epoch.is_integer():
+            control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopping:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.stopping:
+            logger.warning("SIGTERM: step %d is saved; go on by `--resume`.", state.global_step)
+            sys.exit(EXIT_TERMINATED)
+
+
+class SkipNonFinite(TrainerCallback, ExportableState):
+    """Skip a step whose loss or gradient is not finite: weights and optimizer stay as they were, on all ranks.
+
+    The learning rate follows its schedule, which counts steps. Counts are saved with a checkpoint.
+
+    Args:
+        max_skipped_steps: so many steps in a row may be skipped.
+    """
+
+    def __init__(self, max_skipped_steps: int):
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self.losses, self.clips = [], []  # of the step under way
+
+    def see(self, loss: torch.Tensor, clips: list[str]) -> None:
+        """Take note of a micro-batch."""
+        self.losses.append(loss.detach())
+        self.clips.extend(clips)
+
+    def judge(self, model: torch.nn.Module, grad_norm: torch.Tensor | float, step: int) -> None:
+        """Drop the accumulated gradient if something is not finite; without gradients an optimizer does nothing.
+
+        Raises:
+            FloatingPointError: after more than `max_skipped_steps` in a row.
+        """
+        norm = torch.as_tensor(grad_norm, device=self.losses[0].device)
+        finite = torch.stack([*self.losses, norm]).isfinite()  # a norm is finite where every gradient is
+        skip = on_any_rank(not finite.all().item(), norm.device)
+        clips, self.losses, self.clips = self.clips, [], []
+        if not skip:
+            self.skipped_in_a_row = 0
+            return
+        model.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        clips = gather_object(clips)  # the contrast is among the clips of all ranks
+        what = "gradient" if finite[:-1].all() else "loss"
+        logger.warning("Step %d is skipped, its %s is not finite. Its clips: %s", step, what, ", ".join(clips))
+        if self.skipped_in_a_row > self.max_skipped_steps:
+            raise FloatingPointError(
+                f"{self.skipped_in_a_row} steps in a row had a loss or a gradient that is not finite, up to step"
+                f" {step} with the clips {clips}. The weights are still those before them. Look at these clips, lower"
+                " `--learning_rate`, or allow more by `--max_skipped_steps`; `--resume` goes on from the last"
+                " checkpoint."
+            )
+
+    def state(self) -> dict:
+        return {
+            "args": {"max_skipped_steps": self.max_skipped_steps},
+            "attributes": {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row},
+        }
+
+
+class WarnOfCollapse(TrainerCallback):
+    """Warn when, after the warmup, the audio embeddings of different clips are all alike.
+
+    An untrained model's are alike too, so the warmup is let pass.
+    """
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        cosine = logs.get("audio_embeds_cosine", 0.0)
+        if cosine > COLLAPSED and state.global_step > args.get_warmup_steps(state.max_steps):
+            logger.warning(
+                "Step %d: the audio embeddings of different clips are alike (mean cosine %.3f), the model collapses."
+                " Lower `--learning_rate` or raise `--per_device_train_batch_size`.",
+                state.global_step,
+                cosine,
+            )
+
+
+def mean_cosine(embeds: torch.Tensor) -> torch.Tensor:
+    """The mean cosine between different rows of (N, E), in linear time."""
+    embeds = normalize(embeds.float(), dim=-1)
+    count = len(embeds)
+    return (embeds.sum(0).square().sum() - count) / max(count * (count - 1), 1)
+
+
+class WorkMeter(TrainerCallback):
+    """How much speech a second training takes in, and how much of its batches is real and not padding.
+
+    Waiting for data counts as training; evaluation and saving do not.
+
+    Args:
+        config: SpecTran's, which tells how long a patch is.
+    """
+
+    def __init__(self, config: CalmAudioConfig):
+        self.config = config
+        self.work, self.seconds, self.mark = Counter(), 0.0, time.perf_counter()
+
+    def see(self, batch: dict[str, torch.Tensor]) -> None:
+        """Count a micro-batch: patches, and the positions it takes in the language model."""
+        work = {"real_positions": 0, "positions": 0}
+        words, patches = batch.get("attention_mask"), batch.get("input_features_mask")
+        if words is not None:
+            work = {"real_positions": words.sum(), "positions": words.numel()}
+        if patches is not None:
+            tokens = patches.unflatten(1, (-1, self.config.patches_per_token)).any(-1)  # (B, T)
+            work["real_positions"] += tokens.sum()
+            work["positions"] += tokens.numel()
+            work |= {"real_patches": patches.sum(), "patches": patches.numel()}
+        self.work.update(work)
+
+    def report(self, device: torch.device) -> dict[str, float]:
+        """The work of all ranks since the last report, and the largest peak of memory of a rank in GiB."""
+        names = ("real_patches", "patches", "real_positions", "positions")
+        values = [float(self.work[name]) for name in names] + [self.seconds, peak_memory(device)]
+        ranks = gather(torch.tensor([values], dtype=torch.float32, device=device))  # (ranks, 6)
+        self.work, self.seconds = Counter(), 0.0
+        real_patches, patches, real_positions, positions = ranks[:, :4].sum(0).tolist()
+        report = {
+            "real_position_share": real_positions / max(positions, 1),
+            "peak_memory_gib": ranks[:, 5].max().item(),
+        }
+        if patches:
+            seconds_of_speech = real_patches / self.config.patches_per_token * self.config.seconds_per_token
+            report["audio_seconds_per_second"] = seconds_of_speech / ranks[:, 4].mean().item()
+            report["real_patch_share"] = real_patches / patches
+        return {name: round(value, 4) for name, value in report.items()}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        self.seconds, self.mark = self.seconds + now - self.mark, now
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process had, in GiB: of the GPU if it trains on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere

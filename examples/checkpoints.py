@@ -1,0 +1,125 @@
+"""Checkpoints that are whole: sealed by the hashes of their files, which are written last, and checked before use.
+
+A checkpoint without `SHA256SUMS` was being written when its run ended; one whose files do not match it was damaged
+later. Neither is loaded. The seal is the format of coreutils: `cd checkpoint-100 && sha256sum --check SHA256SUMS`.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    get_last_checkpoint,
+    rotate_checkpoints,
+    sort_checkpoints,
+)
+
+SEAL = "SHA256SUMS"
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written; the message names the last whole one."""
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a small file whole or not at all, on the disk when this returns."""
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def seal(checkpoint: Path) -> None:
+    """Declare a checkpoint whole, once all its files are on the disk."""
+    lines = []
+    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        lines.append(f"{digest}  {file.relative_to(checkpoint).as_posix()}\n")
+    write_atomically(checkpoint / SEAL, "".join(lines))
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or `None` if it is whole."""
+    if not (checkpoint / SEAL).is_file():
+        return f"it has no {SEAL}: it was being written when the run ended"
+    sums = (checkpoint / SEAL).read_text()
+    if not sums.endswith("\n"):
+        return f"'{SEAL}' is cut short"
+    for line in sums.splitlines():
+        digest, _, name = line.partition("  ")
+        try:
+            with (checkpoint / name).open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            return f"'{name}' cannot be read ({error.strerror})"
+        if found != digest:
+            return f"'{name}' is not what was written there"
+    return None
+
+
+def last_whole_checkpoint(run: Path) -> str | None:
+    """The newest checkpoint of a run to go on from; damaged ones are reported and set aside as `torn-checkpoint-*`.
+
+    All are checked, for the best one may be older than the last.
+    """
+    for folder in map(Path, sort_checkpoints(str(run))):
+        damage = find_damage(folder)
+        if damage is not None:
+            aside = folder.with_name(f"torn-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            logger.warning("'%s' is not used: %s. It is now '%s', which may be deleted.", folder, damage, aside.name)
+    return get_last_checkpoint(run)
+
+
+class SealingTrainer(Trainer):
+    """`Trainer` whose checkpoints are whole before an older one is removed, and hold no pickled objects."""
+
+    def _save_checkpoint(self, model, trial):
+        """Save, seal, and only then remove older checkpoints.
+
+        Raises:
+            CheckpointError: if it cannot be written, as on a full disk; the last whole one stands.
+        """
+        run, limit = Path(self._get_output_dir(trial)), self.args.save_total_limit
+        checkpoint = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every rank writes its random states
+            if self.args.should_save:
+                seal(checkpoint)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            raise CheckpointError(_describe(run, checkpoint, error)) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # The options stand in config.yaml as text; a pickle is an invitation to load one.
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink()
+
+
+def _describe(run: Path, checkpoint: Path, error: Exception) -> str:
+    last = get_last_checkpoint(run) if run.is_dir() else None
+    standing = "there is no other" if last is None else f"the last whole one is '{last}'"
+    room = f" {shutil.disk_usage(run).free / 2**30:.2f} GiB are free there." if run.is_dir() else ""
+    return (
+        f"The checkpoint '{checkpoint}' could not be written: {error}.{room} What was written of it is removed;"
+        f" {standing}. Make room, and see that the folder may be written; then go on by `--resume`."
+    )
