@@ -42,8 +42,8 @@ class AudioTextClassificationPipeline(Pipeline):
 
     Classification needs a trained [`CalmForSequenceClassification`]. With `candidate_texts` any checkpoint of CALM
     scores texts against a clip, without training: the softmax over the scaled cosines of the clip's embedding with
-    those of the texts. The scale is the `logit_scale` that [`CalmForPreTraining`] learned; the other classes do not
-    have it and take its initial value from the configuration, which leaves the order right and the scores flat.
+    those of the texts. The scale is the `logit_scale` that [`CalmForPreTraining`] learned; the other classes lack it
+    and take its initial value from the configuration, which leaves the order right and the scores uncalibrated.
 
     `pipeline("audio-text-classification", model=...)` loads the class that was saved, so that no head starts anew.
 
@@ -86,7 +86,7 @@ class AudioTextClassificationPipeline(Pipeline):
             )
         processor.feature_extractor.check_geometry(model.config.audio_config)
         kwargs.pop("local_files_only", None)  # meant for the loading; `pipeline()` hands it on
-        super().__init__(model=model, processor=processor, **kwargs)
+        super().__init__(model=model.eval(), processor=processor, **kwargs)  # after training, dropout would still draw
 
     def _sanitize_parameters(self, top_k="", function_to_apply=None, candidate_texts=None):
         preprocess, forward, postprocess = {}, {}, {}

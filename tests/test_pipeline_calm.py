@@ -195,6 +195,12 @@ def test_a_new_classifier_is_refused(saved, processor, clips):
         assert len(pipe({"audio": clips[0]}, candidate_texts=TEXTS)) == 4
 
 
+def test_a_model_fresh_from_training_does_not_draw(saved, processor, clips):
+    """Dropout that is left on would give another answer each time."""
+    pipe = AudioTextClassificationPipeline(model=saved()[0].train(), processor=processor)
+    assert pipe({"audio": clips[0]}) == pipe({"audio": clips[0]})
+
+
 def test_models_and_processors_that_do_not_fit(saved, processor):
     """Each is told at the start, before any audio is read."""
     model, folder = saved()
