@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from finetune import encode_labels, fit_labels, flat, scores
-from options import parse_arguments, write_json
+from options import parse_arguments, weights_digest, write_json
 from scoring import checkpoint_kind, classify, embed, load_checkpoint, word_reading
 from speech_data import DataArguments, read_split
 
@@ -197,7 +197,8 @@ def main(argv: list[str] | None = None) -> dict:
         raise ValueError("Name at least one checkpoint with `--models`.")
     pretrained = checkpoint_kind(arguments.models[0]) == CalmForPreTraining.__name__
     results = (evaluate_alignment if pretrained else evaluate_classifiers)(arguments, data)
-    report = {"arguments": asdict(arguments), "dataset": data.dataset, "results": results}
+    weights = {model: weights_digest(model) for model in arguments.models if Path(model).is_dir()}
+    report = {"arguments": asdict(arguments), "dataset": data.dataset, "weights": weights, "results": results}
     write_json(Path(arguments.output or Path(arguments.models[0]) / "evaluation.json"), report)
     print(as_table(results))
     return results

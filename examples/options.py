@@ -1,6 +1,7 @@
 """Options in, results out: YAML and the command line, the folder of a run, JSON."""
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -106,3 +107,12 @@ def write_json(file: Path, results: dict) -> None:
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(plain(results), indent=2, allow_nan=False) + "\n")
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 over the weights of a checkpoint, by which a results file tells whose they are."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ import yaml
 from callbacks import SkipNonFinite, StopOnSigterm, WarnOfCollapse, WorkMeter, mean_cosine
 from checkpoints import SealingTrainer
 from demo_corpus import demo_language_model
-from options import write_json
+from options import weights_digest, write_json
 from scoring import load_processor
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -217,6 +217,7 @@ class CalmTrainer(SealingTrainer):
         self.save_state()
         if not self.args.should_save:
             return
+        results = {"weights": weights_digest(self.args.output_dir), **results}
         write_json(Path(self.args.output_dir) / "results.json", results)
         if importlib.util.find_spec("matplotlib") is None:
             logger.info('No plots: they need `pip install "calm-speech[plot]"`.')

@@ -6,14 +6,19 @@ import pytest
 import torch
 from model_helpers import close
 from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
+    AutoProcessor,
+    AutoTokenizer,
     BertModel,
 )
 
-from modeling_calm import CalmAudioModel, CalmForPreTraining, CalmForSequenceClassification, CalmModel
+from modeling_calm import CalmAudioModel, CalmConfig, CalmForPreTraining, CalmForSequenceClassification, CalmModel
+from processing import CalmFeatureExtractor, CalmProcessor
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,25 @@ def test_saving_and_loading_are_exact(kind, auto, config, batch, tmp_path):
     assert list(actual) == list(expected)
     for name, value in actual.items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", [CalmModel, CalmForPreTraining, CalmForSequenceClassification])
+def test_every_auto_class_reads_the_folder(kind, config, processor, tmp_path):
+    """Whichever class was saved, before its processor or after it; `test_hub.py` does so without the package."""
+    parts = [kind(config), processor]
+    for part in parts if kind is CalmModel else parts[::-1]:
+        part.save_pretrained(tmp_path)
+    for auto, expected in (
+        (AutoConfig, CalmConfig),
+        (AutoModel, CalmModel),
+        (AutoModelForPreTraining, CalmForPreTraining),
+        (AutoModelForSequenceClassification, CalmForSequenceClassification),
+        (AutoModelForAudioClassification, CalmForSequenceClassification),
+        (AutoFeatureExtractor, CalmFeatureExtractor),
+        (AutoTokenizer, type(processor.tokenizer)),
+        (AutoProcessor, CalmProcessor),
+    ):
+        assert type(auto.from_pretrained(tmp_path)) is expected
 
 
 def test_spectran_saves_and_loads_alone(audio_config, batch, tmp_path):

@@ -1,0 +1,203 @@
+"""Publish a checkpoint on the Hub: weights, processor, code and a model card with its results, in one commit.
+
+    python examples/publish.py --model runs/emotion/calm-0 --repo_id NAMESPACE/calm-emotion \
+        --license cc-by-nc-sa-4.0 --training_data "CMU AN4: free with notice" "RAVDESS: CC BY-NC-SA 4.0" \
+        --language en --base_model sentence-transformers/all-MiniLM-L6-v2 --output_dir look_at_this_first
+
+With `--output_dir` nothing is pushed. Of the run's folder only what is listed above is published: no optimizer state,
+no options, no pickle.
+"""
+
+import logging
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx, validate_repo_id
+from model_card import Evaluation, model_card, read_results
+from options import parse_arguments, weights_digest
+from scoring import checkpoint_kind, load_processor
+from transformers import PreTrainedModel
+
+import modeling_calm
+from processing import CalmProcessor
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("CalmModel", "CalmForPreTraining", "CalmForSequenceClassification")
+RESULTS = ("evaluation.json", "results.json")
+# What an earlier commit may have left and a reader would load in place of what is published now, and pickles.
+OUTDATED = ["*.safetensors", "*.safetensors.index.json", "*.py", "*.bin", "*.pt"]
+NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research[ -]only|academic", re.IGNORECASE)
+
+
+@dataclass
+class PublishingArguments:
+    """What is published, where, and under which licence."""
+
+    model: str = field(metadata={"help": "Folder of a run, or of any other CALM checkpoint with its processor."})
+    repo_id: str = field(metadata={"help": "NAMESPACE/NAME, created if it does not exist."})
+    license: str = field(metadata={"help": "Licence of the weights, as the Hub calls it, such as cc-by-nc-sa-4.0."})
+    training_data: list[str] = field(
+        metadata={"help": "'NAME: LICENCE' of everything it was trained on, its earlier stages included."}
+    )
+    results: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Results files, 'FILE' or 'NAME OF THE DATA=FILE'; by default evaluation.json of the run."},
+    )
+    language: list[str] = field(default_factory=list, metadata={"help": "Codes of its languages, such as en."})
+    base_model: str | None = field(default=None, metadata={"help": "Hub name of the language model it started from."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, created if it does not exist."})
+    private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
+    token: str | None = field(default=None, metadata={"help": "By default HF_TOKEN or that of `hf auth login`."})
+    commit_message: str = field(default="Publish checkpoint", metadata={"help": "Title of the commit."})
+    max_shard_size: str = field(default="50GB", metadata={"help": "Weights beyond this go into several files."})
+    output_dir: str | None = field(default=None, metadata={"help": "Write everything there, and push nothing."})
+
+
+def parse_training_data(entries: list[str], license: str) -> dict[str, str]:
+    """Licence by name of the training data, from 'NAME: LICENCE'.
+
+    Raises:
+        ValueError: for an entry without a licence, and for weights that are freer than the data they were trained on.
+    """
+    data = {}
+    for entry in entries:
+        name, separator, licence = (part.strip() for part in entry.rpartition(": "))
+        if not (name and separator.strip() and licence):
+            raise ValueError(f"`--training_data {entry!r}` names no data with its licence, as 'NAME: LICENCE' does.")
+        data[name] = licence
+    bound = {name: licence for name, licence in data.items() if NON_COMMERCIAL.search(licence)}
+    if bound and license != "other" and not NON_COMMERCIAL.search(license):
+        raise ValueError(
+            f"`--license {license}` allows commercial use, and the model was trained on data that does not: {bound}."
+            " Choose a licence for non-commercial use, such as cc-by-nc-4.0 or cc-by-nc-sa-4.0, or `other`."
+        )
+    return data
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse a name that is none of a repository.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"`--repo_id {repo_id}` is no name of a repository: {error}") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"`--repo_id {repo_id}` has no namespace. Give USER/NAME or ORGANISATION/NAME.")
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, CalmProcessor]:
+    """The model in the class it was saved from, in its dtype, and its processor.
+
+    Raises:
+        ValueError: if the folder holds no CALM checkpoint, lacks weights, or has no processor.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"'{folder}' is no folder. Give that of a run of pretrain.py or finetune.py.")
+    kind = checkpoint_kind(str(folder))
+    if kind not in KINDS:
+        raise ValueError(f"'{folder}' holds {kind}, and no checkpoint of CALM: {', '.join(KINDS)}.")
+    processor = load_processor(str(folder))
+    model, found = getattr(modeling_calm, kind).from_pretrained(folder, output_loading_info=True)
+    if found["missing_keys"]:
+        raise ValueError(f"The checkpoint in '{folder}' lacks the weights {sorted(found['missing_keys'])}.")
+    return model, processor
+
+
+def find_results(folder: Path, given: list[str]) -> list[Evaluation]:
+    """The results that were named, or else those that stand in the run's folder: evaluation.json before results.json.
+
+    Raises:
+        ValueError: for a file that is missing, or that tells of other weights.
+    """
+    weights = weights_digest(folder)
+    if not given:
+        found = [file for name in RESULTS if (file := folder / name).is_file()][:1]
+        if not found:
+            logger.warning("No results: the card says so. Write them with examples/evaluate.py --models %s", folder)
+        return [read_results(file, weights) for file in found]
+    named = [("", "", entry) if Path(entry).is_file() else entry.rpartition("=") for entry in given]
+    return [read_results(Path(file), weights, data or None) for data, _, file in named]
+
+
+def push(folder: Path, arguments: PublishingArguments) -> str:
+    """Push a folder in one commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: if there is no token, the Hub does not know it, it may not write there, or the repository is public
+            and shall be private.
+        ConnectionError: if the Hub cannot be reached.
+    """
+    if arguments.token is None and get_token() is None:
+        raise ValueError("There is no token of the Hub. Log in with `hf auth login`, or set HF_TOKEN.")
+    api, repo_id, revision = HfApi(token=arguments.token), arguments.repo_id, arguments.revision
+    try:
+        api.create_repo(repo_id, private=arguments.private or None, exist_ok=True)
+        if arguments.private and not api.model_info(repo_id).private:
+            raise ValueError(f"'{repo_id}' exists and is public. Make it private on the Hub, or choose another name.")
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=arguments.commit_message,
+            delete_patterns=OUTDATED,
+        )
+    except HfHubHTTPError as error:
+        remedy = {
+            401: "The Hub does not know this token. Log in anew with `hf auth login`.",
+            403: f"The token may not write to '{repo_id}'. Check the namespace (`hf auth whoami`) and its rights.",
+        }.get(error.response.status_code, "The Hub refused it.")
+        raise ValueError(f"Nothing was published. {remedy} ({error})") from error
+    except (httpx.TransportError, OfflineModeIsEnabled) as error:
+        raise ConnectionError(
+            f"Nothing was published: {api.endpoint} cannot be reached ({error}). Try again with a network, or keep the"
+            " folder with `--output_dir`."
+        ) from error
+    return commit.commit_url
+
+
+def main(argv: list[str] | None = None) -> str:
+    (arguments,) = parse_arguments(PublishingArguments, arguments=argv)
+    logging.basicConfig(level=logging.INFO)
+    folder = Path(arguments.model)
+    check_repo_id(arguments.repo_id)
+    training_data = parse_training_data(arguments.training_data, arguments.license)
+    output = None if arguments.output_dir is None else Path(arguments.output_dir)
+    if output is not None and output.exists() and any(output.iterdir()):
+        raise ValueError(f"'{output}' is not empty. Choose another `--output_dir`.")
+    model, processor = load(folder)
+    card = model_card(
+        model,
+        folder,
+        arguments.repo_id,
+        license=arguments.license,
+        training_data=training_data,
+        evaluations=find_results(folder, arguments.results),
+        language=arguments.language or None,
+        base_model=arguments.base_model,
+        revision=arguments.revision,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        output = output or Path(temporary)
+        model.save_pretrained(output, max_shard_size=arguments.max_shard_size)
+        processor.save_pretrained(output)
+        card.save(output / "README.md")
+        where = push(output, arguments) if arguments.output_dir is None else str(output)
+    print(where)
+    return where
+
+
+if __name__ == "__main__":
+    main()
