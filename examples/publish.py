@@ -4,8 +4,7 @@
         --license cc-by-nc-sa-4.0 --training_data "CMU AN4: free with notice" "RAVDESS: CC BY-NC-SA 4.0" \
         --language en --base_model sentence-transformers/all-MiniLM-L6-v2 --output_dir look_at_this_first
 
-With `--output_dir` nothing is pushed. Of the run's folder only what is listed above is published: no optimizer state,
-no options, no pickle.
+With `--output_dir` nothing is pushed. Nothing else of the run's folder is published: no optimizer state, no pickle.
 """
 
 import logging
@@ -97,7 +96,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, CalmProcessor]:
     """The model in the class it was saved from, in its dtype, and its processor.
 
     Raises:
-        ValueError: if the folder holds no CALM checkpoint, lacks weights, or has no processor.
+        ValueError: if the folder holds no CALM checkpoint, or has no processor.
     """
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder. Give that of a run of pretrain.py or finetune.py.")
@@ -105,10 +104,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, CalmProcessor]:
     if kind not in KINDS:
         raise ValueError(f"'{folder}' holds {kind}, and no checkpoint of CALM: {', '.join(KINDS)}.")
     processor = load_processor(str(folder))
-    model, found = getattr(modeling_calm, kind).from_pretrained(folder, output_loading_info=True)
-    if found["missing_keys"]:
-        raise ValueError(f"The checkpoint in '{folder}' lacks the weights {sorted(found['missing_keys'])}.")
-    return model, processor
+    return getattr(modeling_calm, kind).from_pretrained(folder), processor
 
 
 def find_results(folder: Path, given: list[str]) -> list[Evaluation]:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(file for folder in ("modeling_calm", "processing") for file in (ROOT / folder).glob("*_calm.py"))
 # What whoever runs transformers with torch has installed.
-AT_HAND = {"huggingface_hub", "numpy", "torch", "transformers"} | sys.stdlib_module_names
+AT_HAND = {"huggingface_hub", "numpy", "safetensors", "torch", "transformers"} | sys.stdlib_module_names
 OURS = {"examples", "modeling_calm", "processing"}
 # How the library looks for the files to copy along, in `dynamic_module_utils.get_relative_imports`.
 SEEN = (
