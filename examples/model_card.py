@@ -16,7 +16,6 @@ PLACEHOLDER = '"NAMESPACE/NAME"'
 BLOCK = re.compile(r"<!-- begin (?P<name>\w+) -->\n(?P<content>.*?)<!-- end (?P=name) -->\n(?P<blank>\n?)", re.DOTALL)
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 MODALITIES = {"both": "voice and words", "audio": "the voice alone", "text": "the words alone"}
-SCORES = {"multi_label_classification": ".sigmoid()", "regression": "", "single_label_classification": ".softmax(-1)"}
 
 # Figures of the evaluation entries: the metric's type in the Hub's terms, and its name.
 MEASURES = {
@@ -145,7 +144,8 @@ def describe(model: PreTrainedModel, folder: Path, base_model: str | None) -> st
         f"- an acoustic token every {audio.seconds_per_token:g} s of audio at {audio.sampling_rate} Hz",
     ]
     if is_classifier(model):
-        lines.append(f"- {problem(model).replace('_', ' ')}: {', '.join(model.config.id2label.values())}")
+        problem = (model.config.problem_type or "single_label_classification").replace("_", " ")
+        lines.append(f"- {problem}: {', '.join(model.config.id2label.values())}")
         lines.append(f"- trained on {MODALITIES[trained_modalities(str(folder))]}: it knows nothing else")
     options = {name: value for name, value in run_options(folder).items() if name in TOLD_OPTIONS}
     if options:
@@ -156,11 +156,6 @@ def describe(model: PreTrainedModel, folder: Path, base_model: str | None) -> st
 def is_classifier(model: PreTrainedModel) -> bool:
     """Whether a checkpoint has the head of a classifier."""
     return "SequenceClassification" in type(model).__name__
-
-
-def problem(model: PreTrainedModel) -> str:
-    """What a classifier's head gives."""
-    return model.config.problem_type or "single_label_classification"
 
 
 def fill(text: str, blocks: dict[str, str | None]) -> str:
@@ -228,7 +223,5 @@ def model_card(
             "recipes": "",
         },
     )
-    if is_classifier(model):
-        body = body.replace(SCORES["single_label_classification"], SCORES[problem(model)])
     name = f'"{repo_id}"' if revision is None else f'"{repo_id}", revision="{revision}"'
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{body.replace(PLACEHOLDER, name)}")

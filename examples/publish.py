@@ -22,7 +22,7 @@ from scoring import checkpoint_kind, load_processor
 from transformers import PreTrainedModel
 
 import modeling_calm
-from processing import CalmProcessor
+from processing import AudioTextClassificationPipeline, CalmProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -187,8 +187,9 @@ def main(argv: list[str] | None = None) -> str:
     )
     with tempfile.TemporaryDirectory() as temporary:
         output = output or Path(temporary)
-        model.save_pretrained(output, max_shard_size=arguments.max_shard_size)
-        processor.save_pretrained(output)
+        # The pipeline saves model and processor too, and the code of all three.
+        pipe = AudioTextClassificationPipeline(model=model, processor=processor, device="cpu")
+        pipe.save_pretrained(output, max_shard_size=arguments.max_shard_size)
         card.save(output / "README.md")
         where = push(output, arguments) if arguments.output_dir is None else str(output)
     print(where)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from example_helpers import load_json, run
 from huggingface_hub import ModelCard
-from model_card import TEMPLATE, fill, model_card
+from model_card import TEMPLATE, fill
 from options import weights_digest
 
 from modeling_calm import CalmAudioModel, CalmForPreTraining, CalmForSequenceClassification
@@ -95,7 +95,7 @@ def test_nothing_of_the_template_is_left_in_a_card(fitted, aligned, tmp_path):
         text = str(write(model, tmp_path / Path(model).name))
         for left in ("<!--", "NAMESPACE/NAME", "runs/", "RAVDESS", "AN4", "0.473", "0.585", "make "):
             assert left not in text, left
-        assert '"owner/calm", trust_remote_code=True' in text
+        assert text.count('"owner/calm", trust_remote_code=True') == 3
 
 
 def test_no_published_file_names_a_place_of_this_machine(fitted, folder, tmp_path):
@@ -114,26 +114,12 @@ def test_shards_hold_the_same_weights(fitted, tmp_path):
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize(
-    ("problem", "scores"),
-    [
-        ("single_label_classification", "logits.softmax(-1)[0]"),
-        ("multi_label_classification", "logits.sigmoid()[0]"),
-        ("regression", "logits[0]"),
-    ],
-)
-def test_a_card_turns_logits_into_what_they_mean(config, tmp_path, problem, scores):
-    config.problem_type = problem
-    card = model_card(CalmForSequenceClassification(config), tmp_path, "owner/calm", "mit", {"Tones": "CC0"}, [])
-    assert scores in card.text
-
-
 def test_the_template_is_a_card_itself():
     """It is read in the repository as it stands, and its examples are Python."""
     card = ModelCard(TEMPLATE.read_text())
     assert card.data.license and card.data.tags
     code = [block.partition("```")[0] for block in card.text.split("```python\n")[1:]]
-    assert len(code) == 2
+    assert len(code) == 4
     for block in code:
         compile(block, "model_card.md", "exec")
 
