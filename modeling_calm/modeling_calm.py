@@ -249,12 +249,12 @@ class CalmModel(CalmPreTrainedModel):
 
     def pool_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """The text target (B, E): centred word embeddings averaged over real, not special tokens, L2-normalised."""
-        with torch.no_grad():
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            mask = mask.bool()
-            for token_id in self.config.special_token_ids or []:
-                mask = mask & (input_ids != token_id)
-            return self.embed(self.get_input_embeddings()(input_ids) - self.word_embedding_mean, mask)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = mask.bool()
+        for token_id in self.config.special_token_ids or []:
+            mask = mask & (input_ids != token_id)
+        words = self.get_input_embeddings()(input_ids).detach()  # a target; a `no_grad` block would not export
+        return self.embed(words - self.word_embedding_mean, mask)
 
     @can_return_tuple
     def get_audio_features(self, input_features, input_features_mask=None, **kwargs) -> CalmAudioModelOutput:
@@ -417,12 +417,12 @@ class CalmModel(CalmPreTrainedModel):
             )
         like = input_ids if input_ids is not None else input_features
         if input_ids is None:
-            input_ids = torch.zeros(len(like), 0, dtype=torch.long, device=like.device)
+            input_ids = torch.zeros(like.shape[0], 0, dtype=torch.long, device=like.device)
         words_mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         words = self.get_input_embeddings()(input_ids)  # (B, L, E)
         if input_features is None:
             tokens, tokens_mask = words[:, :0], words_mask[:, :0]
-            pooled_audio = words.new_zeros(len(words), self.config.audio_config.hidden_size)
+            pooled_audio = words.new_zeros(words.shape[0], self.config.audio_config.hidden_size)
         else:
             audio = self.audio_model(input_features, input_features_mask, return_dict=True)
             tokens_mask, pooled_audio = audio.acoustic_tokens_mask, audio.pooler_output
