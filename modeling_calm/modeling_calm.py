@@ -244,7 +244,7 @@ class CalmModel(CalmPreTrainedModel):
         """
         tokens = self.audio_projection(states).masked_fill(~tokens_mask.unsqueeze(-1), 0.0)
         power = masked_mean(tokens.float().square().sum(-1, keepdim=True), tokens_mask)  # (B, 1)
-        gain = self.word_embedding_norm.float() * (power + 1e-12).rsqrt()
+        gain = self.word_embedding_norm.float() * power.clamp(min=1e-12).rsqrt()  # ONNX optimizers drop a `+ 1e-12`
         return (tokens.float() * gain.unsqueeze(1)).to(tokens.dtype)  # a row without audio has a gain beyond float16
 
     def pool_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
