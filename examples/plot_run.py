@@ -44,11 +44,13 @@ def plot_run(folder: Path) -> list[Path]:
     with style():
         figures = {"loss": draw_loss(state["log_history"], pretraining)}
         if pretraining:
-            data = DataArguments(**{f.name: options[f.name] for f in fields(DataArguments) if f.name in options})
-            clips = read_split(data, data.validation_split, processor.feature_extractor.sampling_rate)
             figures["retrieval"] = draw_retrieval(state)
-            figures["similarity"] = draw_similarity(model, processor, clips)
-            figures["tokens"] = draw_tokens(model, processor, clips)
+            data = DataArguments(**{f.name: options[f.name] for f in fields(DataArguments) if f.name in options})
+            data.dataset = options.get("validation_dataset") or data.dataset
+            if options.get("features_column") is None:  # these two draw the sound itself
+                clips = read_split(data, data.validation_split, processor.feature_extractor.sampling_rate)
+                figures["similarity"] = draw_similarity(model, processor, clips)
+                figures["tokens"] = draw_tokens(model, processor, clips)
         else:
             test = results["test"]
             figures["metric"] = draw_metric(state, model.config.num_labels)

@@ -2,24 +2,28 @@
 
     accelerate launch examples/pretrain.py                                     # the demo: no data, no network needed
     accelerate launch examples/pretrain.py --config examples/configs/pretrain_commands.yaml --dataset FOLDER
+    accelerate launch examples/pretrain.py --dataset SHARDS --streaming        # more than can be decoded beforehand
 
 Stage `align` trains SpecTran against the word embeddings of a language model that never runs; stage `fuse` goes on
 with `--model ALIGNED_RUN` and trains SpecTran and the language model on all four objectives.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from datasets import Dataset
 from options import parse_arguments, start_run, write_options
-from speech_data import DataArguments, read_split
+from shards import find_shards
+from speech_data import DataArguments, read_features, read_split
+from speech_features import check_extractor
+from streaming import SpeechStream, StreamCallback, StreamingArguments, open_stream
 from training import SPEC_AUGMENT, CalmTrainer, CalmTrainingArguments, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForPreTraining
-from processing import DataCollatorForCalmPreTraining, WaveformAugmentation
+from processing import CalmProcessor, DataCollatorForCalmPreTraining, WaveformAugmentation
 from processing.retrieval import audio_text_retrieval
 
 WAVEFORM_AUGMENTATION = WaveformAugmentation(noise_probability=0.3)
@@ -76,6 +80,26 @@ def refuse_unreadable(dataset: Dataset, tokenizer, split: str) -> None:
         )
 
 
+def read_data(
+    data: DataArguments, streaming: StreamingArguments, training: CalmTrainingArguments, processor: CalmProcessor
+) -> tuple[Dataset | SpeechStream, Dataset]:
+    """The training split, decoded beforehand or as a stream, and the validation split."""
+    held_out = replace(data, dataset=streaming.validation_dataset or data.dataset)
+    sources = [(held_out, data.validation_split)] + [(data, data.train_split)] * (not streaming.streaming)
+    column, extractor = streaming.features_column, processor.feature_extractor
+    if column is not None:
+        for source, split in {(held_out.dataset, data.validation_split), (data.dataset, data.train_split)}:
+            check_extractor(find_shards(source, split, data.dataset_config)[0], extractor)
+    with training.main_process_first(desc="reading the audio"):
+        datasets = [
+            read_features(source, split, column) if column else read_split(source, split, extractor.sampling_rate)
+            for source, split in sources
+        ]
+    for dataset, (_, split) in zip(datasets, sources, strict=True):
+        refuse_unreadable(dataset, processor.tokenizer, split)
+    return open_stream(data, streaming, training) if streaming.streaming else datasets[1], datasets[0]
+
+
 def retrieval(tokenizer, prediction) -> dict[str, float]:
     """Retrieval over the validation split; the ids of the transcripts stand where Trainer expects labels."""
     audio, text = prediction.predictions
@@ -84,9 +108,8 @@ def retrieval(tokenizer, prediction) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    arguments, data, training = parse_arguments(
-        PretrainingArguments, DataArguments, CalmTrainingArguments, arguments=argv, defaults=DEFAULTS
-    )
+    kinds = (PretrainingArguments, DataArguments, StreamingArguments, CalmTrainingArguments)
+    arguments, data, streaming, training = parse_arguments(*kinds, arguments=argv, defaults=DEFAULTS)
     logging.basicConfig(level=logging.INFO if training.should_log else logging.WARNING)
     # The ids of the transcripts stand in for labels: `compute_metrics` tells equal transcripts by them.
     training.label_names, training.remove_unused_columns = ["input_ids"], False
@@ -96,16 +119,11 @@ def main(argv: list[str] | None = None) -> dict:
     processor = arguments.load_processor()
     model = arguments.load_model(CalmForPreTraining, **objectives(arguments))
     freeze(model, arguments)
-    rate = processor.feature_extractor.sampling_rate
-    with training.main_process_first(desc="reading the audio"):
-        train = read_split(data, data.train_split, rate)
-        validation = read_split(data, data.validation_split, rate)
-    for dataset, split in ((train, data.train_split), (validation, data.validation_split)):
-        refuse_unreadable(dataset, processor.tokenizer, split)
+    train, validation = read_data(data, streaming, training, processor)
 
     collator = DataCollatorForCalmPreTraining(
         processor,
-        waveform_augmentation=WAVEFORM_AUGMENTATION if arguments.augment else None,
+        waveform_augmentation=WAVEFORM_AUGMENTATION if arguments.augment and not streaming.features_column else None,
         spec_augment=SPEC_AUGMENT if arguments.augment else None,
         mlm_probability=0.15 if model.config.masked_language_loss_weight else 0.0,
         mask_time_prob=0.15 if model.config.masked_acoustic_loss_weight else 0.0,
@@ -118,9 +136,10 @@ def main(argv: list[str] | None = None) -> dict:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=processor,
+        callbacks=[StreamCallback()] if streaming.streaming else [],
         compute_metrics=partial(retrieval, processor.tokenizer),
     )
-    write_options(training, DEFAULTS, arguments, data)
+    write_options(training, DEFAULTS, arguments, data, streaming)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.finish({"validation": metrics})
@@ -134,7 +153,7 @@ DEFAULTS = {
     "weight_decay": 0.01, "max_grad_norm": 1.0, "logging_steps": 10, "eval_strategy": "epoch",
     "save_strategy": "epoch", "save_total_limit": 1, "load_best_model_at_end": True,
     "metric_for_best_model": "audio_to_text_map@10", "dataloader_num_workers": 1,
-    "dataloader_persistent_workers": True, "dataloader_pin_memory": False,
+    "dataloader_persistent_workers": True, "dataloader_pin_memory": False, "length_column_name": "duration",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from speech_sources import DataArguments, load_split
 
 from processing import AudioError, load_audio
 
-__all__ = ["DataArguments", "check_columns", "read_split"]
+__all__ = ["DataArguments", "check_columns", "read_features", "read_split"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,21 @@ def read_split(
         logger.warning("Skipped %d of %d recordings of split '%s'.", len(problems), len(decoded), split)
         decoded = decoded.select([i for i in range(len(decoded)) if i not in problems])
     return decoded.remove_columns("problem").with_format("numpy", columns=["audio"], output_all_columns=True)
+
+
+def read_features(arguments: DataArguments, split: str, column: str) -> Dataset:
+    """One split whose features were computed beforehand: `input_features` (still encoded), `text`, `row`.
+
+    Raises:
+        ValueError: if a column is missing; lists every row without a transcript.
+    """
+    dataset = load_split(arguments, split)
+    check_columns(dataset, [("features_column", column), ("text_column", arguments.text_column)])
+    refuse_missing(list(dataset[arguments.text_column]), arguments.text_column, split, "transcript")
+    kept = [name for name in ("duration", "speaker", "file_name") if name in dataset.column_names]
+    dataset = dataset.select_columns([column, arguments.text_column, *kept])
+    dataset = dataset.add_column("row", list(range(len(dataset))))
+    return dataset.rename_columns({column: "input_features", arguments.text_column: "text"})
 
 
 def refuse_missing(values: list, column: str, split: str, what: str) -> None:

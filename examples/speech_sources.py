@@ -1,17 +1,24 @@
-"""Where speech data comes from: a folder, a CSV or JSONL manifest, parquet, or a Hub data set, by one option."""
+"""Where speech data comes from: a folder, a CSV or JSONL manifest, parquet, or a Hub data set, by one option.
 
+A data set names files, and may come from somebody else: it is followed no further than into its own folder, or into
+`--audio_root`.
+"""
+
+import functools
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Audio, Dataset, ReadInstruction, Value, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+import numpy as np
+from datasets import Dataset, ReadInstruction, Value, concatenate_datasets, config
 from demo_corpus import build_demo_corpus
+from shards import count_samples, load_undecoded, local_shards
 
 DEMO_CORPUS = Path("runs/demo/corpus")
 AUDIO_FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
-FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # the parquet files of a data set that was cloned from the Hub
 
 
@@ -23,7 +30,8 @@ class DataArguments:
         default="demo",
         metadata={
             "help": "A folder of recordings with metadata.csv files (audiofolder), a folder of .csv, .jsonl or"
-            " .parquet files named by split, one such file (the split 'train'), a data set of the Hub, or 'demo'."
+            " .parquet files named by split, one such file (the split 'train'), a data set of the Hub, or 'demo'; with"
+            " --streaming parquet or tar shards, also by a pattern such as 'shards/train-*.tar'."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -31,6 +39,10 @@ class DataArguments:
     validation_split: str = field(default="validation", metadata={"help": "Chooses the best checkpoint."})
     test_split: str = field(default="test", metadata={"help": "Reported, never used for a choice."})
     audio_column: str = field(default="audio", metadata={"help": "Audio, or the path of a file."})
+    audio_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder that the files named by the data must lie in; by default the data set's own."},
+    )
     text_column: str = field(default="text", metadata={"help": "The transcript."})
     label_column: str = field(default="emotion", metadata={"help": "The class; several columns by commas."})
     skip_bad_audio: bool = field(default=False, metadata={"help": "Go on without unreadable files; count them."})
@@ -54,14 +66,29 @@ def load_split(arguments: DataArguments, split: str) -> Dataset:
         source = build_demo_corpus(DEMO_CORPUS)
     if not source.exists():
         trouble = f"'{source}' is no file or folder, and as a data set of the Hub it does not load"
-        return _load_dataset(arguments.dataset, split, trouble, name=arguments.dataset_config)
+        dataset = load_undecoded(arguments.dataset, split, trouble, name=arguments.dataset_config)
+        refuse_outside(named_files(dataset, arguments.audio_column), _roots(arguments, config.HF_CACHE_HOME))
+        return _with_fields(dataset, arguments)
+    roots = _roots(arguments, source if source.is_dir() else source.parent)
     pieces = []
     for part in split.split("+"):
         name = re.match(r"[\w.-]*", part.strip())[0]
         rows = _load_local(source, name, arguments)
+        refuse_outside(named_files(rows, arguments.audio_column), roots)
         (piece,) = ReadInstruction.from_spec("rows" + part.strip()[len(name) :]).to_absolute({"rows": len(rows)})
         pieces.append(rows.select(range(piece.from_, max(piece.from_, piece.to))))
-    return pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces)
+    return _with_fields(pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces), arguments)
+
+
+def _with_fields(dataset: Dataset, arguments: DataArguments) -> Dataset:
+    """Add the fields of structs that options name, such as `json.text`, as columns."""
+    for column in (arguments.text_column, *arguments.label_columns()):
+        struct = column.split(".")[0]
+        if column not in dataset.column_names and struct in dataset.column_names:
+            fields = dataset.select_columns(struct).flatten()
+            if column in fields.column_names:
+                dataset = concatenate_datasets([dataset, fields.select_columns(column)], axis=1)
+    return dataset
 
 
 def _load_local(source: Path, name: str, arguments: DataArguments) -> Dataset:
@@ -81,6 +108,8 @@ def _load_local(source: Path, name: str, arguments: DataArguments) -> Dataset:
         return _load_manifest(manifests[name], arguments.audio_column)
     if table is not None:
         return _load_table(table, name, arguments.audio_column)
+    if shards := local_shards(source, name):
+        return _load_shards(shards)
     clips = {folder.name: _clips(folder) for folder in source.glob("*/")}
     if clips.get(name):  # name/label/clip.wav
         columns = {arguments.audio_column: [str(clip.resolve()) for clip in clips[name]]}
@@ -93,7 +122,16 @@ def _load_local(source: Path, name: str, arguments: DataArguments) -> Dataset:
             f"'{source}' has no split '{name}': neither {name}/metadata.csv, nor {name}.csv, .jsonl or .parquet, nor"
             f" clips under {name}/. It has {sorted(found)}; name the right one with `--train_split` and its siblings."
         )
-    return _load_dataset(str(source), name, f"'{source}' does not load", name=arguments.dataset_config)
+    return load_undecoded(str(source), name, f"'{source}' does not load", name=arguments.dataset_config)
+
+
+def _load_shards(files: list[Path]) -> Dataset:
+    kind = FILE_FORMATS[files[0].suffix]
+    for file in files:
+        if kind == "webdataset":
+            count_samples(str(file))  # refuses what does not belong into an archive
+    names = [str(file) for file in files]
+    return load_undecoded(kind, "train", f"'{files[0]}' and its siblings cannot be read as {kind}", data_files=names)
 
 
 def _clips(folder: Path) -> list[Path]:
@@ -109,10 +147,12 @@ def _load_manifest(manifest: Path, column: str) -> Dataset:
     """A CSV, JSONL or parquet file; the paths in `column` are relative to its folder."""
     if manifest.suffix not in FILE_FORMATS:
         raise ValueError(f"'{manifest}' is no manifest: the endings {sorted(FILE_FORMATS)} are known.")
+    if manifest.suffix == ".tar":
+        return _load_shards([manifest])
     kind = FILE_FORMATS[manifest.suffix]
     # "null", "none" and "NA" are words that people say and classes that people name.
     options = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
-    dataset = _load_dataset(
+    dataset = load_undecoded(
         kind, "train", f"'{manifest}' cannot be read as {kind}", data_files=str(manifest), **options
     )
     if manifest.stem == "metadata" and column not in dataset.column_names and "file_name" in dataset.column_names:
@@ -138,14 +178,46 @@ def _load_table(table: Path, name: str, column: str) -> Dataset:
     return dataset.select([i for i, folder in enumerate(folders) if folder == name])
 
 
-def _load_dataset(path: str, split: str, trouble: str, **options) -> Dataset:
-    """`datasets.load_dataset`, its audio left undecoded, its errors in one line."""
-    try:
-        dataset = load_dataset(path, split=split, **options)
-    except (DatasetsError, OSError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        raise ValueError(f"{trouble}: {cause}") from error
-    for column, feature in dataset.features.items():
-        if isinstance(feature, Audio):  # its own decoder needs torchcodec and FFmpeg
-            dataset = dataset.cast_column(column, Audio(decode=False))
-    return dataset
+def named_files(dataset: Dataset, column: str) -> list[str]:
+    """The files that the rows of `column` leave to be opened: those of rows without the bytes themselves."""
+    if column not in dataset.column_names:
+        return []
+    dataset = dataset.select_columns(column).flatten()
+    if f"{column}.bytes" in dataset.column_names:
+        blobs = dataset.select_columns(f"{column}.bytes").with_format("arrow")  # which reads no byte of them
+        missing = [batch.column(0).is_null().to_numpy() for batch in blobs.iter(1000)]
+        dataset = dataset.select(np.flatnonzero(np.concatenate(missing or [np.zeros(0)])))
+        column = f"{column}.path"
+    feature = dataset.features.get(column)
+    if not isinstance(feature, Value) or not feature.dtype.endswith("string"):
+        return []
+    return [path for path in dataset[column] if path is not None]
+
+
+def _roots(arguments: DataArguments, own: str | Path) -> list[str]:
+    return [os.path.realpath(root) for root in (own, arguments.audio_root) if root is not None]
+
+
+def refuse_outside(files: Iterable[str], roots: list[str]) -> None:
+    """Refuse data that names files elsewhere: by `..`, by an absolute path or by a symbolic link.
+
+    Args:
+        roots: real paths of the folders that the files may lie in.
+
+    Raises:
+        ValueError: names the first such file, and how many there are.
+    """
+    real_folder = functools.lru_cache(maxsize=4096)(os.path.realpath)
+    outside = []
+    for file in files:
+        folder, name = os.path.split(file)
+        real = os.path.join(real_folder(folder), name)
+        if name in ("", ".", "..") or os.path.islink(real):
+            real = os.path.realpath(real)
+        if not any(real.startswith(os.path.join(root, "")) for root in roots):
+            outside.append(f"'{file}'" + (f" (which is '{real}')" if real != file else ""))
+    if outside:
+        raise ValueError(
+            f"The data names {len(outside)} files outside of {' and '.join(roots)}: {outside[0]}"
+            f"{', ...' if outside[1:] else ''}. If they are to be read, name their folder by `--audio_root`."
+        )

@@ -15,6 +15,7 @@ from checkpoints import SealingTrainer
 from demo_corpus import demo_language_model
 from options import weights_digest, write_json
 from scoring import load_processor
+from torch.utils.data import IterableDataset
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -119,7 +120,7 @@ class CalmTrainer(SealingTrainer):
             self.add_callback(callback)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        clips, batch = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
+        clips, batch = self.train_dataset.num_rows, self.args.train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and clips < batch:
             raise ValueError(
                 f"The training split has {clips} clips, fewer than the {batch} of one batch, and incomplete batches"
@@ -160,7 +161,10 @@ class CalmTrainer(SealingTrainer):
             return super().train(*args, **kwargs)
 
     def get_train_dataloader(self):
-        loader = super().get_train_dataloader()
+        if isinstance(self.train_dataset, IterableDataset):  # a stream, which is split among the ranks already
+            loader = self.train_dataset.dataloader(self.data_collator, self.processing_class, self.args)
+        else:
+            loader = super().get_train_dataloader()
         # Starting workers draws a seed, and a resumed run starts them at other steps: never from the dropout's state.
         loader.base_dataloader.generator = torch.Generator()
         return loader

@@ -1,14 +1,17 @@
 """Data collators: rows of a data set in, batches of tensors out. All randomness of a training step is drawn here.
 
-A row holds `audio` (whatever `as_waveform` takes), `text`, and for classification `label`. A batch is a function of
-its rows and one `numpy.random.Generator`; [`SeededCollator`] makes that generator a function of the seed, the epoch
-and the rows.
+A row holds `audio` (whatever `as_waveform` takes) or, computed beforehand, `input_features` (the real patches of a
+clip, (P, D), or a `.npy` file of them as bytes); `text`; and for classification `label`. A batch is a function of its
+rows and one `numpy.random.Generator`; [`SeededCollator`] makes that generator a function of the seed, the epoch and
+the rows.
 
 B clips, P patches, D values in a patch, T acoustic tokens, L lexical tokens.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,23 @@ def _generator(generator: np.random.Generator | None) -> np.random.Generator:
     return np.random.default_rng(int(torch.randint(2**62, ()))) if generator is None else generator
 
 
+def as_patches(features: Any) -> np.ndarray:
+    """The patches (P, D) of a row's `input_features`, which may be the bytes of a `.npy` file.
+
+    Raises:
+        ValueError: if the bytes are no such file, or fewer than it claims: nothing is reserved for a claim.
+    """
+    if not isinstance(features, bytes):
+        return np.asarray(features)
+    stream = BytesIO(features)
+    try:
+        np.lib.format.read_magic(stream)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, SyntaxError, TokenError) as error:
+        raise ValueError(f"The features are no `.npy` file: {error}") from error
+    return np.frombuffer(features, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+
+
 @dataclass
 class _Collator:
     """What both collators share: waveforms and transcripts to a batch, augmented where asked."""
@@ -33,32 +53,61 @@ class _Collator:
     spec_augment: SpecAugment | None = None
 
     def _batch(self, rows: Sequence[dict], generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        extractor = self.processor.feature_extractor
-        clips = [row.get("audio") for row in rows]
         texts = [row.get("text") for row in rows]
         batch = {}
         if any(text is not None for text in texts):
             batch.update(self.processor(text=[text or "" for text in texts], return_tensors="pt"))
             given = torch.tensor([text is not None for text in texts])
             batch["attention_mask"] = batch["attention_mask"] * given[:, None]
-        if any(clip is not None for clip in clips):
-            waveforms = []
-            for clip in clips:
-                waveform = np.zeros(1, np.float32) if clip is None else as_waveform(clip, extractor.sampling_rate)
-                if self.waveform_augmentation is not None and clip is not None:
-                    waveform = self.waveform_augmentation(waveform, extractor.sampling_rate, generator)
-                waveforms.append(waveform)
-            features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-            given = torch.tensor([clip is not None for clip in clips])
-            features["input_features_mask"] = features["input_features_mask"] * given[:, None]
-            if self.spec_augment is not None:
-                log_mel = extractor.unpatchify(features["input_features"])
-                num_frames = torch.tensor([extractor.count_frames(len(waveform)) for waveform in waveforms])
-                features["input_features"] = extractor.patchify(self.spec_augment(log_mel, num_frames, generator))
-            batch.update(features)
+        if any(row.get("input_features") is not None for row in rows):
+            batch.update(self._pad_features([row.get("input_features") for row in rows], generator))
+        elif any(row.get("audio") is not None for row in rows):
+            batch.update(self._extract_features([row.get("audio") for row in rows], generator))
         if not batch:
             raise ValueError("No row of the batch has `audio` or `text`.")
         return batch
+
+    def _extract_features(self, clips: list, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Patches of the clips; a row without one is wholly masked."""
+        extractor = self.processor.feature_extractor
+        waveforms = []
+        for clip in clips:
+            waveform = np.zeros(1, np.float32) if clip is None else as_waveform(clip, extractor.sampling_rate)
+            if self.waveform_augmentation is not None and clip is not None:
+                waveform = self.waveform_augmentation(waveform, extractor.sampling_rate, generator)
+            waveforms.append(waveform)
+        features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        given = torch.tensor([clip is not None for clip in clips])
+        features["input_features_mask"] = features["input_features_mask"] * given[:, None]
+        return self._augment_features(features, [extractor.count_frames(len(clip)) for clip in waveforms], generator)
+
+    def _pad_features(self, clips: list, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Patches that were computed beforehand, padded to whole acoustic tokens."""
+        extractor = self.processor.feature_extractor
+        width, size = extractor.patch_frames * extractor.patch_bins, extractor.patches_per_token
+        if self.waveform_augmentation is not None:
+            raise ValueError("`waveform_augmentation` needs waveforms, and the rows hold `input_features`.")
+        patches = [np.zeros((size, width), np.float32) if clip is None else as_patches(clip) for clip in clips]
+        for clip in patches:
+            if clip.ndim != 2 or len(clip) == 0 or clip.shape[1] != width:
+                raise ValueError(f"`input_features` of shape {clip.shape} are no patches of {width} values.")
+        rows = {"input_features": [clip.astype(np.float32) for clip in patches]}
+        features = extractor.pad(rows, padding=True, pad_to_multiple_of=size, return_tensors="pt")
+        given = torch.tensor([clip is not None for clip in clips])
+        features["input_features_mask"] = features["input_features_mask"] * given[:, None]
+        steps = [len(clip) // (extractor.feature_size // extractor.patch_bins) for clip in patches]
+        # The last patch may be partly padding: how far, the patches no longer tell.
+        return self._augment_features(features, [n * extractor.patch_frames for n in steps], generator)
+
+    def _augment_features(
+        self, features: dict[str, torch.Tensor], num_frames: list[int], generator: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        if self.spec_augment is not None:
+            extractor = self.processor.feature_extractor
+            log_mel = extractor.unpatchify(features["input_features"])
+            augmented = self.spec_augment(log_mel, torch.tensor(num_frames), generator)
+            features["input_features"] = extractor.patchify(augmented)
+        return features
 
 
 @dataclass
@@ -89,7 +138,7 @@ class DataCollatorForCalmPreTraining(_Collator):
         for index, row in enumerate(rows):
             if not (row.get("text") or "").strip():
                 raise ValueError(f"Row {index} of the batch has no transcript; pretraining needs one a clip.")
-            if row.get("audio") is None:
+            if row.get("audio") is None and row.get("input_features") is None:
                 raise ValueError(f"Row {index} of the batch has no audio; pretraining needs a clip a row.")
         generator = _generator(generator)
         batch = self._batch(rows, generator)

@@ -1,6 +1,7 @@
 """The collators: a batch is a function of its rows and a seed, and its masks are what the objectives say."""
 
 import inspect
+import io
 
 import numpy as np
 import pytest
@@ -273,3 +274,43 @@ def assert_same(batch: dict, other: dict) -> None:
     assert batch.keys() == other.keys()
     for key, value in batch.items():
         assert value == other[key] if key == "clips" else torch.equal(value, other[key]), key
+
+
+def npy(patches: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, patches)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 2e-3)])
+def test_features_computed_beforehand_give_the_batch_of_the_audio(processor, rows, dtype, tolerance):
+    """Else a model would be trained on one kind of input and used on another."""
+    expected = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)(rows)
+    computed = []
+    for row in rows:
+        inputs = processor.feature_extractor(row["audio"], sampling_rate=16000, return_tensors="np")
+        real = inputs["input_features"][0, inputs["input_features_mask"][0] > 0]
+        computed.append({"input_features": npy(real.astype(dtype)), "text": row["text"]})
+    batch = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)(computed)
+    assert batch.keys() == expected.keys()
+    for key, value in expected.items():
+        assert batch[key].dtype == value.dtype, key
+        torch.testing.assert_close(batch[key], value, atol=tolerance, rtol=tolerance, msg=key)
+    hidden = DataCollatorForCalmPreTraining(processor, spec_augment=SpecAugment(1, 20, 1, 4))(computed)
+    assert (hidden["input_features"] != expected["input_features"]).any()
+    with pytest.raises(ValueError, match="`waveform_augmentation` needs waveforms"):
+        DataCollatorForCalmPreTraining(processor, WaveformAugmentation())(computed)
+
+
+def test_features_that_are_none_are_refused(processor):
+    """A header is a claim: memory for a terabyte must not be taken for it, and no object is ever unpickled."""
+    collator = DataCollatorForCalmPreTraining(processor)
+    plain = npy(np.zeros((1, 8), np.float32))
+    claim, torn = plain.replace(b"(1, 8), }      ", b"(9999999, 8), }"), plain.replace(b"(1, 8), }", b"(1, 8    ")
+    for features, problem in (
+        (np.zeros((3, 5)), "shape .3, 5. are no patches of 8 values"), (np.zeros((0, 8)), "no patches"),
+        (npy(np.array([None])), "OBJECT|object"), (b"no array", "magic"), (claim, "cannot reshape"),
+        (torn, "no `.npy` file"), (plain[:20], "no `.npy` file"), (plain[:-3], "buffer size"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=problem):
+            collator([{"input_features": features, "text": "go"}])

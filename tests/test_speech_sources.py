@@ -163,3 +163,49 @@ def test_a_data_set_that_does_not_exist(name):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(ValueError, match="does not load"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "linked folder", "class folder"])
+def test_data_cannot_have_files_outside_of_its_folder_read(tmp_path, way):
+    """A manifest from elsewhere could have any recording of this machine embedded and published."""
+    (private, *_) = write_clips(tmp_path / "private")
+    corpus = tmp_path / "corpus"
+    (corpus / "train" / "calm").mkdir(parents=True)
+    named = {
+        "..": "../private/clip_0.wav",
+        "absolute": str(private),
+        "link": "link.wav",
+        "linked folder": "own/clip_0.wav",
+    }
+    (corpus / "link.wav").symlink_to(private)
+    (corpus / "own").symlink_to(private.parent)
+    if way == "class folder":
+        (corpus / "train" / "calm" / "link.wav").symlink_to(private)
+    else:
+        write_table(corpus / "train.csv", [{"audio": named[way], "text": "go", "emotion": "calm"}])
+    options = {"text": way != "class folder"}
+    with pytest.raises(ValueError, match=r"names 1 files outside of .*corpus: '.*wav'.*--audio_root"):
+        read(corpus, **options)
+    assert len(read(corpus, audio_root=str(tmp_path / "private"), **options)) == 1
+
+
+def test_links_within_the_folder_and_paths_from_a_split_into_another_are_followed(tmp_path):
+    write_clips(tmp_path / "corpus" / "clips")
+    (tmp_path / "corpus" / "train").mkdir()
+    (tmp_path / "corpus" / "train" / "linked.wav").symlink_to(tmp_path / "corpus" / "clips" / "clip_1.wav")
+    table = [{"file_name": name, "text": "go"} for name in ("../clips/clip_0.wav", "linked.wav")]
+    write_table(tmp_path / "corpus" / "train" / "metadata.csv", table)
+    assert len(read(tmp_path / "corpus", label=False)) == 2
+
+
+def test_parquet_that_names_files_instead_of_holding_them(tmp_path):
+    (private, *files) = write_clips(tmp_path / "private")
+    held = [{"bytes": file.read_bytes(), "path": str(private)} for file in files]
+    for audio, refused in ((held, False), ([*held, {"bytes": None, "path": str(private)}], True)):
+        dataset = datasets.Dataset.from_list([{"audio": clip, "text": "go"} for clip in audio])
+        dataset.to_parquet(tmp_path / "corpus" / "train-00000-of-00001.parquet")
+        if refused:
+            with pytest.raises(ValueError, match=r"names 1 files outside.*clip_0.wav"):
+                read(tmp_path / "corpus", label=False)
+        else:
+            assert len(read(tmp_path / "corpus", label=False)) == 7
