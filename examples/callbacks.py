@@ -1,15 +1,19 @@
 """What a long run needs beside the Trainer: it stops when told to, skips what would spoil it, and counts its work."""
 
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 from accelerate.utils import gather, gather_object
 from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -50,7 +54,7 @@ class StopOnSigterm(TrainerCallback):
         def note(number, frame):
             self.received = True
 
-        former = signal.signal(signal.SIGTERM, note)  # workers inherit it: one that dies takes the run with it
+        former = signal.signal(signal.SIGTERM, note)
         try:
             yield
         finally:
@@ -71,6 +75,40 @@ class StopOnSigterm(TrainerCallback):
         if self.stopping:
             logger.warning("SIGTERM: step %d is saved; go on by `--resume`.", state.global_step)
             sys.exit(EXIT_TERMINATED)
+
+
+class ShieldedWorker:
+    """Starts a data worker that heeds SIGTERM from its own process alone.
+
+    A scheduler sends it to all processes, and torch ends a run whose worker died, before it could save. Only Linux
+    tells who sent a signal.
+    """
+
+    def __init__(self, start: Callable[[int], None] | None):
+        self.start = start
+
+    def __call__(self, worker_id: int) -> None:
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=self._heed_parent, daemon=True).start()
+        if self.start is not None:
+            self.start(worker_id)
+
+    @staticmethod
+    def _heed_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+
+def isolate_workers(loader: DataLoader) -> DataLoader:
+    """Let the workers of a loader of `accelerate` neither touch the training's random state nor be stopped by others.
+
+    Starting workers draws a seed, and a resumed run starts them at other steps: never from the dropout's state.
+    """
+    loader.base_dataloader.generator = torch.Generator()
+    loader.base_dataloader.worker_init_fn = ShieldedWorker(loader.base_dataloader.worker_init_fn)
+    return loader
 
 
 class SkipNonFinite(TrainerCallback, ExportableState):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from callbacks import SkipNonFinite, StopOnSigterm, WarnOfCollapse, WorkMeter, mean_cosine
+from callbacks import SkipNonFinite, StopOnSigterm, WarnOfCollapse, WorkMeter, isolate_workers, mean_cosine
 from checkpoints import SealingTrainer
 from demo_corpus import demo_language_model
 from options import weights_digest, write_json
@@ -162,12 +162,11 @@ class CalmTrainer(SealingTrainer):
 
     def get_train_dataloader(self):
         if isinstance(self.train_dataset, IterableDataset):  # a stream, which is split among the ranks already
-            loader = self.train_dataset.dataloader(self.data_collator, self.processing_class, self.args)
-        else:
-            loader = super().get_train_dataloader()
-        # Starting workers draws a seed, and a resumed run starts them at other steps: never from the dropout's state.
-        loader.base_dataloader.generator = torch.Generator()
-        return loader
+            return isolate_workers(self.train_dataset.dataloader(self.data_collator, self.processing_class, self.args))
+        return super().get_train_dataloader()
+
+    def _get_dataloader(self, *args, **kwargs):
+        return isolate_workers(super()._get_dataloader(*args, **kwargs))
 
     def _get_train_sampler(self, *args):
         sampler = super()._get_train_sampler(*args)

@@ -3,17 +3,24 @@
 "Equal" is bit for bit, in float32 on the CPU. Runs are forked from this process, which has imported everything.
 """
 
+import hashlib
+import logging
 import multiprocessing
 import os
+import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 import finetune
 import numpy as np
 import pretrain
 import pytest
+import torch
 import transformers
+from checkpoints import last_whole_checkpoint
 from example_helpers import load_json, run, save_language_model, save_spectran
 from transformers import TrainerCallback
 
@@ -22,14 +29,19 @@ pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
 
 
 class Interrupt(TrainerCallback):
-    """Sends a signal to the training process at the end of a step, before what is due there is saved."""
+    """Something happens at the end of a step, before what is due there; by default the process is killed."""
 
-    def __init__(self, step: int, number: int = signal.SIGKILL):
-        self.step, self.number = step, number
+    def __init__(self, step: int, task=lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        self.step, self.task = step, task
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            os.kill(os.getpid(), self.number)
+            self.task()
+
+
+def terminate_group() -> None:
+    """SIGTERM from elsewhere to this process and its workers."""
+    subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], start_new_session=True, check=True)
 
 
 def forked(task, *arguments) -> int:
@@ -46,6 +58,7 @@ def train(options: list, output: Path, *more: str, script=pretrain, callbacks=()
 
     def task():
         sys.modules["matplotlib"] = None  # plots would take most of the time
+        logging.getLogger().handlers.clear()  # pytest's, which a process of its own writes nowhere
         transformers.trainer.DEFAULT_CALLBACKS += list(callbacks)
         if patch is not None:
             patch()
@@ -75,9 +88,9 @@ def outcome(output: Path) -> dict:
     }
 
 
-def assert_equal(found: dict, expected: dict) -> None:
-    for name, value in expected.items():
-        assert found[name] == value, name
+def assert_equal(found: dict, expected: dict, *names: str) -> None:
+    for name in names or expected:
+        assert found[name] == expected[name], name
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +118,130 @@ def test_a_killed_run_goes_on_to_the_same_end(options, uninterrupted, tmp_path, 
     assert train(options, tmp_path / "run", callbacks=[Interrupt(step)]) == -signal.SIGKILL
     assert train(options, tmp_path / "run", "--resume") == 0
     assert_equal(outcome(tmp_path / "run"), uninterrupted)
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_terminated_run_is_saved_and_says_so(options, uninterrupted, tmp_path, step, capfd):
+    """A scheduler sends SIGTERM to every process, workers too, and looks at the exit code. Step 4 ends an epoch."""
+    workers = ["--dataloader_num_workers", "1", "--save_total_limit", "1"]
+    stop = Interrupt(step, terminate_group)
+    assert train(options, tmp_path / "run", *workers, callbacks=[stop], patch=os.setsid) == 143
+    assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / f"checkpoint-{step}")
+    assert f"SIGTERM: step {step} is saved; go on by `--resume`" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert train(options, tmp_path / "run", *workers, "--resume") == 0
+    assert_equal(outcome(tmp_path / "run"), uninterrupted, "model", "best", "log")
+
+
+MOMENTS = {
+    "weights half written": (transformers.PreTrainedModel, "save_pretrained", "checkpoint-3"),
+    "optimizer half written": (torch, "save", "checkpoint-3"),
+    "all written, not sealed": (checkpoints, "seal", "checkpoint-3"),
+    "older ones not removed": (checkpoints, "rotate_checkpoints", "checkpoint-6"),
+}
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["weights half written", "all written, not sealed"]
+    + [
+        pytest.param(moment, marks=pytest.mark.slow) for moment in ("optimizer half written", "older ones not removed")
+    ],
+)
+def test_a_run_killed_while_it_saves_goes_on_from_the_last_whole_checkpoint(
+    options, uninterrupted, tmp_path, moment, caplog
+):
+    """With one checkpoint kept, a newer one that is not whole must not have cost the older one."""
+    owner, name, expected = MOMENTS[moment]
+    options = [*options, "--save_total_limit", "1"]
+    assert train(options, tmp_path / "run", patch=lambda: kill_in(owner, name, "checkpoint-6")) == -signal.SIGKILL
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+    assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / expected)
+    if expected == "checkpoint-3":
+        assert "checkpoint-6' is not used: it has no SHA256SUMS" in caplog.text
+        assert (tmp_path / "run" / "torn-checkpoint-6").is_dir()
+    assert train(options, tmp_path / "run", "--resume") == 0
+    assert_equal(outcome(tmp_path / "run"), uninterrupted, "model", "best", "log")
+
+
+def kill_in(owner, name: str, checkpoint: str) -> None:
+    """Let the process die in the middle of `owner.name` for a checkpoint, half of the last file written."""
+    function = getattr(owner, name)
+
+    def die(*arguments, **options):
+        target = [Path(value) for value in arguments if isinstance(value, (str, Path)) and checkpoint in str(value)]
+        if name == "rotate_checkpoints":
+            target = [folder for folder in Path(arguments[0]).glob(checkpoint)]
+        if target and name not in ("seal", "rotate_checkpoints"):
+            function(*arguments, **options)
+            file = target[0] if target[0].is_file() else target[0] / "model.safetensors"
+            os.truncate(file, file.stat().st_size // 2)
+        if target:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    setattr(owner, name, die)
+
+
+def write_checkpoints(run: Path, *steps: int) -> list[Path]:
+    """Small sealed checkpoints."""
+    folders = [run / f"checkpoint-{step}" for step in steps]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+            (folder / name).write_bytes(f"{name} of {folder.name}".encode())
+        checkpoints.seal(folder)
+    return folders
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", checkpoints.SEAL])
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "overwritten", "lost"])
+def test_a_damaged_checkpoint_is_reported_and_set_aside(tmp_path, name, damage, caplog):
+    """Zeros where the weights were load without an error."""
+    last = write_checkpoints(tmp_path, 9, 10)[-1]
+    file = last / name
+    size = file.stat().st_size
+    if damage == "lost":
+        file.unlink()
+    else:
+        file.write_bytes(
+            {"cut short": file.read_bytes()[: size // 2], "emptied": b"", "overwritten": bytes(size)}[damage]
+        )
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert name in caplog.text and "torn-checkpoint-10" in caplog.text
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-9", "torn-checkpoint-10"]
+
+
+def test_a_seal_is_that_of_coreutils(tmp_path):
+    """Anyone can check a checkpoint without this repository; a report that was added later does no harm."""
+    (folder,) = write_checkpoints(tmp_path, 3)
+    (folder / "evaluation.json").write_text("{}")
+    assert checkpoints.find_damage(folder) is None
+    lines = [line.split("  ") for line in (folder / checkpoints.SEAL).read_text().splitlines()]
+    assert {name: digest for digest, name in lines} == {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("model.safetensors", "optimizer.pt", "trainer_state.json")
+    }
+
+
+def test_without_a_whole_checkpoint_a_run_begins_anew(tmp_path, caplog):
+    (folder,) = write_checkpoints(tmp_path, 3)
+    (folder / checkpoints.SEAL).unlink()
+    assert last_whole_checkpoint(tmp_path) is None
+    assert "checkpoint-3' is not used" in caplog.text
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(options, tmp_path, capfd):
+    """The system refuses to write more than 40 kB into a file, which is less than the weights take."""
+    full = Interrupt(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY)))
+    options = [*options, "--save_total_limit", "1"]
+    assert train(options, tmp_path / "run", callbacks=[full]) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    for words in ("checkpoint-6' could not be written", "File too large", "GiB are free", "checkpoint-3'", "--resume"):
+        assert words in error
+    assert not (tmp_path / "run" / "checkpoint-6").exists()
+    assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-3")
 
 
 RECIPES = {
