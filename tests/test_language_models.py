@@ -15,6 +15,7 @@ from model_helpers import (
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_calm import CalmConfig, CalmForPreTraining, CalmForSequenceClassification, CalmModel
 
@@ -157,6 +158,35 @@ def test_the_tied_embedding_learns_from_both_its_uses_once(family, pretraining_b
         slopes[family.tie_word_embeddings] = words.grad if decoder is words else (words.grad, decoder.grad)
     assert all(slope.any() for slope in slopes[False])
     torch.testing.assert_close(slopes[True], sum(slopes[False]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+@every_language_model
+def test_recomputed_activations_change_neither_loss_nor_gradient(name, family, pretraining_batch):
+    """Each layer inside the windows, across them and in the language model runs again, and finds what it found before.
+
+    MPNet and ALBERT cannot recompute in transformers; beside them SpecTran does.
+    """
+    model, drawn = CalmForPreTraining(quiet(family)).train(), pretraining_batch()
+    spectran = model.calm.audio_model
+    layers = [*spectran.layers, *spectran.context_layers]
+    of_text = [module for module in model.calm.text_model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert bool(of_text) is (name not in ("mpnet", "albert"))
+    layers, runs, results = layers + of_text, [], []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, given, output: runs[-1].append(module))
+    for recompute in (False, True):
+        if recompute:
+            model.gradient_checkpointing_enable()
+        runs.append([])
+        model.zero_grad()
+        output = model(**drawn)
+        output.loss.backward()
+        results.append((output.loss, gradients(model)))
+    assert all(runs[1].count(layer) == 2 * runs[0].count(layer) > 0 for layer in layers)
+    close(results[1][0], results[0][0])
+    for key, slope in results[1][1].items():
+        torch.testing.assert_close(slope, results[0][1][key], atol=1e-5, rtol=1e-4, msg=key)
 
 
 @every_language_model

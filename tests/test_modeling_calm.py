@@ -7,9 +7,7 @@ from torch.nn.functional import normalize
 from transformers import BertModel
 
 from modeling_calm import (
-    CalmAudioConfig,
     CalmAudioModel,
-    CalmConfig,
     CalmForPreTraining,
     CalmForSequenceClassification,
     CalmModel,
@@ -186,19 +184,6 @@ def test_tuples_on_request(kind, config, batch):
         assert isinstance(answer, tuple)
         for value, expected in zip(answer, output.to_tuple(), strict=True):
             assert torch.equal(value, expected)
-
-
-def test_attention_implementations_agree(audio_config_values, text_config, batch):
-    """The fused kernels are a matter of speed alone."""
-    outputs = []
-    for attention in ("eager", "sdpa"):
-        torch.manual_seed(0)
-        audio_config = CalmAudioConfig(**audio_config_values)
-        config = CalmConfig(audio_config=audio_config, text_config=text_config, attn_implementation=attention)
-        model = CalmModel(config).eval()
-        assert model.audio_model.config._attn_implementation == attention
-        outputs.append(model(**batch).last_hidden_state)
-    close(*outputs)
 
 
 def test_the_exported_graph_is_the_model(config, batch):
