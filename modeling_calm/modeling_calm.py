@@ -113,9 +113,8 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "CalmModel"
-    ]  # splitting a module that has buffers of its own leaves these out of the device map
+    # Whole on one device below a head: the device map of a module that is split leaves out that module's own buffers.
+    _no_split_modules = ["CalmModel"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -302,7 +301,9 @@ class CalmModel(CalmPreTrainedModel):
         """
         outputs = self.audio_model(input_features, input_features_mask)
         tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)  # (B, T, E)
-        words = self.get_input_embeddings().weight - self.word_embedding_mean  # (V, E)
+        embeddings = self.get_input_embeddings()
+        every_id = torch.arange(len(embeddings.weight), device=tokens.device)
+        words = embeddings(every_id) - self.word_embedding_mean  # (V, E); an offloaded weight is there for its module
         cosines = normalize(tokens.float(), dim=-1) @ normalize(words.float(), dim=-1).T
         cosines[..., [*(self.config.special_token_ids or []), *(excluded_token_ids or [])]] = -torch.inf
         similarities, token_ids = cosines.topk(top_k, dim=-1)
