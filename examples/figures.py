@@ -6,8 +6,8 @@ Each `draw_*` returns a figure, or None where the run did not log what it shows;
 import numpy as np
 import torch
 from datasets import Dataset
+from meters import LOSS_TERMS
 from scoring import embed
-from training import LOSS_TERMS
 from transformers.audio_utils import hertz_to_mel
 
 from modeling_calm import CalmForPreTraining

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import Dataset
-from options import parse_arguments, start_run, write_options
+from options import CalmTrainingArguments, parse_arguments, start_run, write_options
 from speech_data import DataArguments, read_split
-from training import SPEC_AUGMENT, CalmTrainer, CalmTrainingArguments, ModelArguments
+from training import SPEC_AUGMENT, CalmTrainer, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForSequenceClassification, CalmModel

@@ -5,13 +5,39 @@ import hashlib
 import json
 import math
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import yaml
 from checkpoints import last_whole_checkpoint, write_atomically
 from transformers import HfArgumentParser, TrainingArguments
+
+
+@dataclass
+class CalmTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the rates of the model's parts; `learning_rate` is SpecTran's."""
+
+    text_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the language model."})
+    head_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the heads."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better result before training stops."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last whole checkpoint in `output_dir`."})
+    max_skipped_steps: int = field(
+        default=10,
+        metadata={"help": "Steps in a row that may be skipped because their loss or gradient is not finite."},
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume early stopping and the count of skipped steps where they were."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.enable_jit_checkpoint:
+            raise ValueError("SIGTERM is answered by a checkpoint anyway; leave out `--enable_jit_checkpoint`.")
+        # torch refuses to keep workers where there are none: `--dataloader_num_workers 0` alone shall do.
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
 
 
 def parse_arguments(*types: type, arguments: list[str] | None = None, defaults: dict | None = None) -> tuple:

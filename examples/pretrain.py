@@ -14,12 +14,12 @@ from functools import partial
 
 import numpy as np
 from datasets import Dataset
-from options import parse_arguments, start_run, write_options
+from options import CalmTrainingArguments, parse_arguments, start_run, write_options
 from shards import find_shards
 from speech_data import DataArguments, read_features, read_split
 from speech_features import check_extractor
 from streaming import SpeechStream, StreamCallback, StreamingArguments, open_stream
-from training import SPEC_AUGMENT, CalmTrainer, CalmTrainingArguments, ModelArguments
+from training import SPEC_AUGMENT, CalmTrainer, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForPreTraining

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 import yaml
-from callbacks import SkipNonFinite, StopOnSigterm, WarnOfCollapse, WorkMeter, isolate_workers, mean_cosine
 from checkpoints import SealingTrainer
 from demo_corpus import demo_language_model
+from guards import SkipNonFinite, StopOnSigterm, WarnOfCollapse, isolate_workers
+from meters import TermMeter, WorkMeter
 from options import weights_digest, write_json
 from scoring import load_processor
 from torch.utils.data import IterableDataset
-from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
+from transformers import AutoTokenizer, EarlyStoppingCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from modeling_calm import CalmAudioConfig
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Lighter than the paper's: with few hours of speech what is left of a short word must still be recognisable.
 SPEC_AUGMENT = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
-LOSS_TERMS = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
 
 
 @dataclass
@@ -69,38 +69,12 @@ class ModelArguments:
         return kind.from_text_pretrained(self.language_model(), audio_config=self.spectran(), **settings)
 
 
-@dataclass
-class CalmTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the rates of the model's parts; `learning_rate` is SpecTran's."""
-
-    text_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the language model."})
-    head_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the heads."})
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without a better result before training stops."}
-    )
-    resume: bool = field(default=False, metadata={"help": "Go on from the last whole checkpoint in `output_dir`."})
-    max_skipped_steps: int = field(
-        default=10,
-        metadata={"help": "Steps in a row that may be skipped because their loss or gradient is not finite."},
-    )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Resume early stopping and the count of skipped steps where they were."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.enable_jit_checkpoint:
-            raise ValueError("SIGTERM is answered by a checkpoint anyway; leave out `--enable_jit_checkpoint`.")
-        # torch refuses to keep workers where there are none: `--dataloader_num_workers 0` alone shall do.
-        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
-
-
 class CalmTrainer(SealingTrainer):
     """`Trainer` with a learning rate a part, the loss terms by name, and every clip of the other splits scored.
 
     A run that was interrupted goes on as if it had not been: checkpoints are sealed, the order of the data and the
     draws of the collator are functions of seed, epoch and row, and evaluation draws nothing from the training's random
-    state. See `callbacks.py` for what stops a run, or skips a step.
+    state. See `guards.py` for what stops a run, or skips a step.
 
     Args:
         data_collator: for training; called with rows and a `numpy.random.Generator`, see [`SeededCollator`].
@@ -114,10 +88,10 @@ class CalmTrainer(SealingTrainer):
     def __init__(self, *args, data_collator, eval_collator, **kwargs):
         super().__init__(*args, data_collator=data_collator, **kwargs)
         self.data_collator, self.eval_collator = SeededCollator(data_collator, self.args.seed), eval_collator
-        self._terms, self._order = defaultdict(list), None
-        self.stop, self.meter = StopOnSigterm(), WorkMeter(self.model.config.audio_config)
-        for callback in (SkipNonFinite(self.args.max_skipped_steps), WarnOfCollapse(), self.meter, self.stop):
+        self.terms, self.work, self.stop = TermMeter(), WorkMeter(self.model.config.audio_config), StopOnSigterm()
+        for callback in (SkipNonFinite(self.args.max_skipped_steps), WarnOfCollapse(), self.work, self.stop):
             self.add_callback(callback)
+        self._order = None  # of clips grouped by length
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         clips, batch = self.train_dataset.num_rows, self.args.train_batch_size * self.args.world_size
@@ -243,24 +217,13 @@ class CalmTrainer(SealingTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            self.meter.see(inputs)
-            for name in LOSS_TERMS:
-                if outputs.get(name) is not None:
-                    self._terms[name].append(outputs[name].detach())
-            if outputs.get("audio_embeds") is not None:
-                self._terms["audio_embeds_cosine"].append(mean_cosine(outputs["audio_embeds"].detach()))
+            self.work.see(inputs)
+            self.terms.see(outputs)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            for name, values in self._terms.items():
-                values = torch.stack(values).float()
-                values = values[values.isfinite()]  # the others belong to steps that were skipped
-                sums = torch.stack([values.sum(), values.new_tensor(len(values))])
-                total, count = self.accelerator.gather(sums[None]).sum(0).tolist()
-                if count:
-                    logs[name] = round(total / count, 4)
-            self._terms.clear()
+            logs |= self.terms.report()
             if "audio_text_loss" in logs:
                 # A model that knows nothing has this loss: the contrast among a batch of equal candidates.
                 logs["chance_loss"] = round(
@@ -268,6 +231,6 @@ class CalmTrainer(SealingTrainer):
                 )
             if not math.isfinite(logs.get("grad_norm", 0.0)):
                 del logs["grad_norm"]
-            logs |= self.meter.report(self.args.device)
+            logs |= self.work.report(self.args.device)
             logs["skipped_steps"] = self._callback(SkipNonFinite).skipped_steps
         super().log(logs, start_time)

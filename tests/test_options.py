@@ -8,10 +8,9 @@ import pytest
 import yaml
 from checkpoints import seal
 from evaluate import EvaluationArguments
-from options import parse_arguments, start_run, write_json, write_options
+from options import CalmTrainingArguments, parse_arguments, start_run, write_json, write_options
 from pretrain import DEFAULTS, PretrainingArguments
 from speech_data import DataArguments
-from training import CalmTrainingArguments
 
 KINDS = (PretrainingArguments, DataArguments, CalmTrainingArguments)
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from datasets import Dataset
 from model_helpers import ALIGN, close, quiet
+from options import CalmTrainingArguments
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
-from training import CalmTrainer, CalmTrainingArguments
+from training import CalmTrainer
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification, CalmModel
@@ -157,7 +158,8 @@ def test_pretraining_goes_on_with_adapters(config, pretraining_batch, tmp_path, 
 def test_the_trainers_train_and_save_adapters(kind, adapted, folder, processor, noise, tone, tmp_path):
     """Both the library's and ours: the loss falls, the checkpoint is the adapter, and it loads."""
     clips = [tone(400 + 300 * i, 0.4) if i % 2 else noise(0.4, seed=i) for i in range(6)]
-    rows = Dataset.from_dict({"audio": clips, "text": ["cat", "dog"] * 3, "label": [0, 1] * 3}).with_format("numpy")
+    columns = {"row": range(6), "audio": clips, "text": ["cat", "dog"] * 3, "label": [0, 1] * 3}
+    rows = Dataset.from_dict(columns).with_format("numpy")
     collator = DataCollatorForCalmClassification(processor)
     arguments = CalmTrainingArguments(
         output_dir=str(tmp_path / "run"), num_train_epochs=8, per_device_train_batch_size=3, learning_rate=1e-2,

@@ -8,9 +8,10 @@ import pytest
 import torch
 from example_helpers import load_json, read, run
 from finetune import fit_labels
+from options import CalmTrainingArguments
 from pretrain import retrieval
 from torch import nn
-from training import CalmTrainer, CalmTrainingArguments, ModelArguments
+from training import CalmTrainer, ModelArguments
 from transformers import TrainerCallback
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification

@@ -1,28 +1,18 @@
-"""What a long run needs beside the Trainer: it stops when told to, skips what would spoil it, and counts its work."""
+"""What keeps a long run from harm: it stops when told to, skips steps that would spoil it, and warns of collapse."""
 
 import logging
 import os
 import signal
 import sys
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 from accelerate.utils import gather, gather_object
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-
-from modeling_calm import CalmAudioConfig
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # 143, what a shell says of a process that SIGTERM ended
 COLLAPSED = 0.99  # mean cosine from which embeddings count as alike; our choice
@@ -179,77 +169,3 @@ class WarnOfCollapse(TrainerCallback):
                 state.global_step,
                 cosine,
             )
-
-
-def mean_cosine(embeds: torch.Tensor) -> torch.Tensor:
-    """The mean cosine between different rows of (N, E), in linear time."""
-    embeds = normalize(embeds.float(), dim=-1)
-    count = len(embeds)
-    return (embeds.sum(0).square().sum() - count) / max(count * (count - 1), 1)
-
-
-class WorkMeter(TrainerCallback):
-    """How much speech a second training takes in, and how much of its batches is real and not padding.
-
-    Waiting for data counts as training; evaluation and saving do not.
-
-    Args:
-        config: SpecTran's, which tells how long a patch is.
-    """
-
-    def __init__(self, config: CalmAudioConfig):
-        self.config = config
-        self.work, self.seconds, self.mark = Counter(), 0.0, time.perf_counter()
-
-    def see(self, batch: dict[str, torch.Tensor]) -> None:
-        """Count a micro-batch: patches, and the positions it takes in the language model."""
-        work = {"real_positions": 0, "positions": 0}
-        words, patches = batch.get("attention_mask"), batch.get("input_features_mask")
-        if words is not None:
-            work = {"real_positions": words.sum(), "positions": words.numel()}
-        if patches is not None:
-            tokens = patches.unflatten(1, (-1, self.config.patches_per_token)).any(-1)  # (B, T)
-            work["real_positions"] += tokens.sum()
-            work["positions"] += tokens.numel()
-            work |= {"real_patches": patches.sum(), "patches": patches.numel()}
-        self.work.update(work)
-
-    def report(self, device: torch.device) -> dict[str, float]:
-        """The work of all ranks since the last report, and the largest peak of memory of a rank in GiB."""
-        names = ("real_patches", "patches", "real_positions", "positions")
-        values = [float(self.work[name]) for name in names] + [self.seconds, peak_memory(device)]
-        ranks = gather(torch.tensor([values], dtype=torch.float32, device=device))  # (ranks, 6)
-        self.work, self.seconds = Counter(), 0.0
-        real_patches, patches, real_positions, positions = ranks[:, :4].sum(0).tolist()
-        report = {
-            "real_position_share": real_positions / max(positions, 1),
-            "peak_memory_gib": ranks[:, 5].max().item(),
-        }
-        if patches:
-            seconds_of_speech = real_patches / self.config.patches_per_token * self.config.seconds_per_token
-            report["audio_seconds_per_second"] = seconds_of_speech / ranks[:, 4].mean().item()
-            report["real_patch_share"] = real_patches / patches
-        return {name: round(value, 4) for name, value in report.items()}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.mark = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        now = time.perf_counter()
-        self.seconds, self.mark = self.seconds + now - self.mark, now
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self.mark = time.perf_counter()
-
-    def on_save(self, args, state, control, **kwargs):
-        self.mark = time.perf_counter()
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most memory this process had, in GiB: of the GPU if it trains on one, else of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    if resource is None:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere

@@ -1,0 +1,124 @@
+"""What a run logs besides its loss: the terms of the loss, how alike embeddings are, throughput, padding, memory.
+
+All numbers are of all ranks, over the micro-batches since the last log.
+"""
+
+import sys
+import time
+from collections import Counter, defaultdict
+
+import torch
+from accelerate.utils import gather
+from torch.nn.functional import normalize
+from transformers import TrainerCallback
+
+from modeling_calm import CalmAudioConfig
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+LOSS_TERMS = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
+
+
+class TermMeter:
+    """Means of the loss terms, and of the cosine between the audio embeddings of different clips."""
+
+    def __init__(self):
+        self.values = defaultdict(list)
+
+    def see(self, outputs: dict[str, torch.Tensor]) -> None:
+        """Take note of the model's outputs for a micro-batch."""
+        for name in LOSS_TERMS:
+            if outputs.get(name) is not None:
+                self.values[name].append(outputs[name].detach())
+        if outputs.get("audio_embeds") is not None:
+            self.values["audio_embeds_cosine"].append(mean_cosine(outputs["audio_embeds"].detach()))
+
+    def report(self) -> dict[str, float]:
+        """The means since the last report, without values that are not finite: those steps were skipped."""
+        report = {}
+        for name, values in self.values.items():
+            values = torch.stack(values).float()
+            values = values[values.isfinite()]
+            sums = torch.stack([values.sum(), values.new_tensor(len(values))])
+            total, count = gather(sums[None]).sum(0).tolist()
+            if count:
+                report[name] = round(total / count, 4)
+        self.values.clear()
+        return report
+
+
+def mean_cosine(embeds: torch.Tensor) -> torch.Tensor:
+    """The mean cosine between different rows of (N, E), in linear time."""
+    embeds = normalize(embeds.float(), dim=-1)
+    count = len(embeds)
+    return (embeds.sum(0).square().sum() - count) / max(count * (count - 1), 1)
+
+
+class WorkMeter(TrainerCallback):
+    """How much speech training takes in a second, how much of its batches is real and not padding, and memory.
+
+    Waiting for data counts as training; evaluation and saving do not.
+
+    Args:
+        config: SpecTran's, which tells how long a patch is.
+    """
+
+    def __init__(self, config: CalmAudioConfig):
+        self.config = config
+        self.work, self.seconds, self.mark = Counter(), 0.0, time.perf_counter()
+
+    def see(self, batch: dict[str, torch.Tensor]) -> None:
+        """Count a micro-batch: patches, and the positions it takes in the language model."""
+        work = {"real_positions": 0, "positions": 0}
+        words, patches = batch.get("attention_mask"), batch.get("input_features_mask")
+        if words is not None:
+            work = {"real_positions": words.sum(), "positions": words.numel()}
+        if patches is not None:
+            tokens = patches.unflatten(1, (-1, self.config.patches_per_token)).any(-1)  # (B, T)
+            work["real_positions"] += tokens.sum()
+            work["positions"] += tokens.numel()
+            work |= {"real_patches": patches.sum(), "patches": patches.numel()}
+        self.work.update(work)
+
+    def report(self, device: torch.device) -> dict[str, float]:
+        """The work of all ranks since the last report, and the largest peak of memory of a rank in GiB."""
+        names = ("real_patches", "patches", "real_positions", "positions")
+        values = [float(self.work[name]) for name in names] + [self.seconds, peak_memory(device)]
+        ranks = gather(torch.tensor([values], dtype=torch.float32, device=device))  # (ranks, 6)
+        self.work, self.seconds = Counter(), 0.0
+        real_patches, patches, real_positions, positions = ranks[:, :4].sum(0).tolist()
+        report = {
+            "real_position_share": real_positions / max(positions, 1),
+            "peak_memory_gib": ranks[:, 5].max().item(),
+        }
+        if patches:
+            seconds_of_speech = real_patches / self.config.patches_per_token * self.config.seconds_per_token
+            report["audio_seconds_per_second"] = seconds_of_speech / ranks[:, 4].mean().item()
+            report["real_patch_share"] = real_patches / patches
+        return {name: round(value, 4) for name, value in report.items()}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        self.seconds, self.mark = self.seconds + now - self.mark, now
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process had, in GiB: of the GPU if it trains on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
