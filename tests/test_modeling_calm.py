@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_helpers import INPUTS, close, lengthen, spoil
+from model_helpers import INPUTS, close, spoil
 from torch.nn.functional import normalize
 from transformers import BertModel
 
@@ -184,28 +184,3 @@ def test_tuples_on_request(kind, config, batch):
         assert isinstance(answer, tuple)
         for value, expected in zip(answer, output.to_tuple(), strict=True):
             assert torch.equal(value, expected)
-
-
-def test_the_exported_graph_is_the_model(config, batch):
-    """Deployment runs the graph: with sizes frozen in it, it would be right for one length of clip only."""
-    model = CalmModel(config).eval()
-
-    class Tensors(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids, attention_mask, input_features, input_features_mask):
-            output = self.model(input_ids, input_features, attention_mask, input_features_mask=input_features_mask)
-            return output.last_hidden_state, output.audio_embeds, output.text_embeds
-
-    clips, words, windows = (torch.export.Dim(name, min=2, max=40) for name in ("clips", "words", "windows"))
-    text, audio = {0: clips, 1: words}, {0: clips, 1: 8 * windows}
-    graph = torch.export.export(
-        Tensors(), tuple(batch[key] for key in INPUTS), dynamic_shapes=(text, text, audio, audio)
-    )
-    for form in (batch, spoil(lengthen(batch)), {key: value[:2] for key, value in batch.items()}):
-        with torch.no_grad():
-            expected = Tensors()(*(form[key] for key in INPUTS))
-            for value, truth in zip(graph.module()(*(form[key] for key in INPUTS)), expected, strict=True):
-                close(value, truth)
