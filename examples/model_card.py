@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from evaluate import as_table, trained_modalities
+from evaluate import as_table
 from finetune import flat
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
@@ -15,7 +15,15 @@ TEMPLATE = Path(__file__).resolve().parents[1] / "model_card.md"
 PLACEHOLDER = '"NAMESPACE/NAME"'
 BLOCK = re.compile(r"<!-- begin (?P<name>\w+) -->\n(?P<content>.*?)<!-- end (?P=name) -->\n(?P<blank>\n?)", re.DOTALL)
 HUB_NAME = r"[\w.-]+/[\w.-]+"
-MODALITIES = {"both": "voice and words", "audio": "the voice alone", "text": "the words alone"}
+MODALITIES = {
+    "both": "voice and words",
+    "audio": "the voice alone: give it no words",
+    "text": "the words alone: give it no audio",
+}
+LEGEND = (
+    "\n\nIntervals are 95 % bootstrap intervals over the clips. `compared` is the system that was evaluated beside it,"
+    " `egemaps_svm` a linear SVM on the eGeMAPS functionals."
+)
 
 # Figures of the evaluation entries: the metric's type in the Hub's terms, and its name.
 MEASURES = {
@@ -93,6 +101,7 @@ def read_results(file: Path, weights: str, data: str | None = None) -> Evaluatio
     table = as_table(results)
     if len(models) > 1:
         table = f"{as_table(own)}\n\nMeans over {len(models)} trainings that differ in their seed:\n\n{table}"
+    table += LEGEND if "_interval" in table else ""
     return Evaluation(data or data_name(report["dataset"]), report["arguments"]["split"], flat(own), table)
 
 
@@ -108,9 +117,9 @@ def is_measure(name: str) -> bool:
 
 
 def run_options(folder: Path) -> dict:
-    """The options of a run, none for a folder that is no run."""
-    file = folder / "config.yaml"
-    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+    """The options of the run that a checkpoint comes from, none for a folder that is of no run."""
+    run = folder.parent if folder.name.startswith("checkpoint-") else folder
+    return yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").is_file() else {}
 
 
 def evaluation_entries(evaluations: list[Evaluation], task: str) -> list[EvalResult]:
@@ -136,7 +145,7 @@ def evaluation_entries(evaluations: list[Evaluation], task: str) -> list[EvalRes
 
 def describe(model: PreTrainedModel, folder: Path, base_model: str | None) -> str:
     """The checkpoint in a few lines: class, size, language model, labels, options of its run."""
-    audio, text = model.config.audio_config, model.config.text_config
+    audio, text, options = model.config.audio_config, model.config.text_config, run_options(folder)
     spectran = sum(value.numel() for name, value in model.named_parameters() if "audio_model." in name)
     lines = [
         f"- `{type(model).__name__}`: {model.num_parameters():,} parameters, {spectran:,} of them SpecTran's",
@@ -146,8 +155,8 @@ def describe(model: PreTrainedModel, folder: Path, base_model: str | None) -> st
     if is_classifier(model):
         problem = (model.config.problem_type or "single_label_classification").replace("_", " ")
         lines.append(f"- {problem}: {', '.join(model.config.id2label.values())}")
-        lines.append(f"- trained on {MODALITIES[trained_modalities(str(folder))]}: it knows nothing else")
-    options = {name: value for name, value in run_options(folder).items() if name in TOLD_OPTIONS}
+        lines.append(f"- trained on {MODALITIES[options.get('modalities', 'both')]}")
+    options = {name: value for name, value in options.items() if name in TOLD_OPTIONS}
     if options:
         lines.append("- options of the training: " + ", ".join(f"`{name}: {v}`" for name, v in options.items()))
     return "\n".join(lines)
@@ -210,7 +219,7 @@ def model_card(
         datasets=[name for name in training_data if re.fullmatch(HUB_NAME, name)] or None,
         eval_results=entries or None,
     )
-    rows = [f"| {name} | {licence} |" for name, licence in training_data.items()]
+    rows = [f"| {name.replace('|', '/')} | {licence.replace('|', '/')} |" for name, licence in training_data.items()]
     sections = [f"On {one.data}, split {one.split}:\n\n{one.table}" for one in evaluations]
     body = fill(
         template.text,

@@ -166,7 +166,7 @@ def push(folder: Path, arguments: PublishingArguments) -> str:
 
 def main(argv: list[str] | None = None) -> str:
     (arguments,) = parse_arguments(PublishingArguments, arguments=argv)
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig()
     folder = Path(arguments.model)
     check_repo_id(arguments.repo_id)
     training_data = parse_training_data(arguments.training_data, arguments.license)

@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -70,13 +70,11 @@ class HubStub:
 
     Args:
         repositories: by `namespace/name`; tests read what was pushed from here.
-        requests: method and path of every request so far.
     """
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS contents by SHA-256
-        self.requests: list[str] = []
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -109,7 +107,6 @@ class _Handler(BaseHTTPRequestHandler):
     hub: HubStub
     model = r"/api/models/([^/]+/[^/]+)"
     routes = (
-        ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", model + r"/branch/([^/]+)", "create_branch"),
@@ -118,16 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
         ("PUT", r"/lfs/([0-9a-f]{64})", "lfs_put"),
         ("POST", model + r"/commit/([^/]+)", "commit"),
         ("GET", model + r"(?:/revision/([^/]+))?", "info"),
-        ("GET", model + r"/refs", "refs"),
         ("GET", model + r"/tree/([^/]+)(?:/(.*))?", "tree"),
         ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     )
 
     def answer(self) -> None:
         address = urlsplit(self.path)
-        self.query = parse_qs(address.query)
-        content = self.read_content()
-        self.hub.requests.append(f"{self.command} {unquote(address.path)}")
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         method = "GET" if self.command == "HEAD" else self.command
         try:
             for verb, pattern, name in self.routes:
@@ -141,16 +135,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(error.status, error.body, error.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815
-
-    def read_content(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        chunks = []
-        while size := int(self.rfile.readline(), 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
 
     def reply(self, status: int, content, headers: dict[str, str] | None = None) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -183,11 +167,6 @@ class _Handler(BaseHTTPRequestHandler):
         if write and not owned:
             raise HubError(401 if user is None else 403, f"You don't have the rights to write to {name}")
         return found
-
-    def whoami(self, content: bytes) -> tuple:
-        if self.user() is None:
-            raise HubError(401, "Invalid username or password.")
-        return ({"type": "user", "name": self.user(), "orgs": []},)
 
     def validate_yaml(self, content: bytes) -> tuple:
         text = json.loads(content)["content"]
@@ -270,11 +249,6 @@ class _Handler(BaseHTTPRequestHandler):
         commit = found.at(revision or "main")
         siblings = [{"rfilename": path} for path in commit.files]
         return ({"id": name, "sha": commit.sha, "private": found.private, "siblings": siblings, "tags": []},)
-
-    def refs(self, name: str, content: bytes) -> tuple:
-        branches = self.repository(name).branches.items()
-        entries = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": commit.sha} for b, commit in branches]
-        return ({"branches": entries, "tags": [], "converts": []},)
 
     def tree(self, name: str, revision: str, folder: str | None, content: bytes) -> tuple:
         files = self.repository(name).at(revision).files

@@ -64,6 +64,10 @@ def main(folder: Path, aligned: str, fitted: str) -> None:
     report["newer"] = model.push_to_hub("owner/model", commit_message="Move it").oid
     model.save_pretrained(folder / "newer")
     model.push_to_hub("owner/model", revision="sharded", max_shard_size="50KB")
+    processor.push_to_hub("owner/base")
+    model.calm.push_to_hub("owner/base")
+    model.calm.audio_model.push_to_hub("owner/spectran")
+    processor.feature_extractor.push_to_hub("owner/spectran")
 
     train(folder, fitted)
 

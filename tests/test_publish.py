@@ -208,6 +208,13 @@ def test_a_folder_with_other_files_is_not_written_to(fitted, tmp_path):
         write(fitted, tmp_path)
 
 
+def test_a_checkpoint_within_a_run_is_described_by_its_options(fitted, tmp_path):
+    """Its folder has no `config.yaml` of its own."""
+    checkpoint = next(Path(fitted).glob("checkpoint-*"))
+    text = write(checkpoint, tmp_path).text
+    assert "trained on the voice alone" in text and "`modalities: audio`" in text
+
+
 @pytest.mark.parametrize("option", ["--license", "--training_data"])
 def test_the_licence_is_never_guessed(fitted, option, capsys):
     given = {"--model": fitted, **REQUIRED}
@@ -215,6 +222,13 @@ def test_the_licence_is_never_guessed(fitted, option, capsys):
     with pytest.raises(SystemExit):
         publish.main([word for pair in given.items() for word in pair])
     assert option in capsys.readouterr().err
+
+
+def test_help_is_printed(capsys):
+    """A per cent sign in a help text is enough to break it."""
+    with pytest.raises(SystemExit) as caught:
+        publish.main(["--help"])
+    assert caught.value.code == 0 and "--training_data" in capsys.readouterr().out
 
 
 def test_without_a_network_nothing_is_published(fitted, monkeypatch):

@@ -3,8 +3,8 @@
 `python without_package.py FOLDER` reads FOLDER/jobs.json and writes FOLDER/report.json and FOLDER/report.safetensors.
 
 A job has a `name`, a `source` (a folder, or a repository of the Hub) and `options` of `from_pretrained`. Its source is
-loaded through every Auto class. With `resave`, what `AutoModel` and `AutoProcessor` gave is saved to that folder, and
-the folder loaded instead. With `card`, the Python of the source's README.md is run instead.
+loaded through every Auto class. With `resave`, what the Auto class `by` and `AutoProcessor` gave is saved to that
+folder, and the folder loaded instead. With `card`, the Python of the source's README.md is run instead.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
             report[name] = run_card(source, **options)
             continue
         if "resave" in job:
-            for auto in ("AutoModel", "AutoProcessor"):
+            for auto in (job["by"], "AutoProcessor"):
                 load(auto, source, **options).save_pretrained(job["resave"])
             source, options = job["resave"], {}
         report[name] = {}
