@@ -23,10 +23,8 @@ CLASSES = {
     "AutoProcessor": "CalmProcessor",
 }
 # By name of the source: the reference, and the Auto classes whose head it holds.
-PRETRAINING, CLASSIFIER = (
-    {"AutoModelForPreTraining"},
-    {f"AutoModelFor{x}Classification" for x in ("Sequence", "Audio")},
-)
+PRETRAINING = {"AutoModelForPreTraining"}
+CLASSIFIER = {"AutoModelForSequenceClassification", "AutoModelForAudioClassification"}
 SOURCES = {
     "folder of CalmModel": ("aligned", set()),
     "folder of CalmForPreTraining": ("aligned", PRETRAINING),
