@@ -30,7 +30,7 @@ KINDS = ("CalmModel", "CalmForPreTraining", "CalmForSequenceClassification")
 RESULTS = ("evaluation.json", "results.json")
 # What an earlier commit may have left and a reader would load in place of what is published now, and pickles.
 OUTDATED = ["*.safetensors", "*.safetensors.index.json", "*.py", "*.bin", "*.pt"]
-NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research[ -]only|academic", re.IGNORECASE)
+NON_COMMERCIAL = re.compile(r"\bnc\b|non[ -]?commercial|research[ -]only|academic", re.IGNORECASE)
 
 
 @dataclass
