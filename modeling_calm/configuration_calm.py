@@ -7,7 +7,7 @@ structure: linearised spectrogram patches, a Spectral Transformer, a pretrained 
 import difflib
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -50,7 +50,7 @@ class RefusesTypos:
     """`from_pretrained` of the configurations, which the library lets ignore what it does not know."""
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The configuration of a `config.json`, changed by the keywords given.
 
         The Auto classes hand on keywords that are meant for a tokenizer or for the loading of weights, so only those
@@ -165,7 +165,7 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
             "AutoModel": "spectran_calm.CalmAudioModel",
         }
 
-    def validate_geometry(self):
+    def validate_geometry(self) -> None:
         """Patches tile the mel bins, tokens tile the patches, heads tile the width."""
         for whole, part in (
             ("num_mel_bins", "patch_bins"),
@@ -296,7 +296,7 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
             "AutoModelForAudioClassification": "modeling_calm.CalmForSequenceClassification",
         }
 
-    def validate_objectives(self):
+    def validate_objectives(self) -> None:
         """No weight is negative, a chunk holds at least one clip, the problem is known, each label has a weight."""
         for name in ("audio_text", "audio_audio", "masked_language", "masked_acoustic"):
             if getattr(self, f"{name}_loss_weight") < 0:

@@ -1,15 +1,20 @@
 """Loading a checkpoint, whole or not at all: no weight that it should hold may start from random numbers unnoticed."""
 
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any, Self
+
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 
-def shown(keys) -> str:
+def shown(keys: Iterable[str]) -> str:
     """The first of many names."""
     keys = sorted(keys)
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
-def check_weights(model, report: dict, name) -> None:
+def check_weights(model: PreTrainedModel, report: dict, name: str | PathLike) -> None:
     """Refuse a checkpoint that lacks weights of its own model.
 
     A new head on the weights of another class is how fine-tuning begins, and the library names it in a warning. But
@@ -43,12 +48,12 @@ class CheckedLoading:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path,
-        *model_args,
+        pretrained_model_name_or_path: str | PathLike | None,
+        *model_args: Any,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Self:
         """Load a checkpoint; arguments as in `PreTrainedModel.from_pretrained`.
 
         Raises:

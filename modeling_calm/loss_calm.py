@@ -7,11 +7,14 @@ the gradient of one process that holds the whole batch.
 Dimensions: N queries, K keys, E width of the embeddings.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
 
 
 def num_ranks() -> int:
@@ -23,13 +26,13 @@ class _GatherRows(torch.autograd.Function):
     """Concatenate equally shaped rows of all ranks; the gradient of a rank's rows is summed over the ranks."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
         gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, rows.contiguous())
         return torch.cat(gathered)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # what came in may serve other branches too
         dist.all_reduce(gradient)
         size = len(gradient) // dist.get_world_size()
@@ -184,7 +187,7 @@ def concordance_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.
     return (1 - 2 * covariance / spread.clamp(min=1e-8)).mean()
 
 
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config) -> torch.Tensor:
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     """The loss of `config.problem_type`, which is guessed from the labels as transformers does where it is unset.
 
     One guess is ours: with `regression_loss="ccc"` fractional labels are regression targets, not several classes.

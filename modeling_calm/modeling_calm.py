@@ -10,7 +10,7 @@ tokens, N = L + T, H width of the language model, E width of its word embeddings
 import inspect
 import os
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import nn
@@ -121,7 +121,7 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
     _supports_attention_backend = True
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, CalmModel):
             mean, norm = module.vocabulary_statistics()
@@ -133,11 +133,13 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.calm.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.calm.set_input_embeddings(value)
 
     @classmethod
-    def from_text_pretrained(cls, name_or_path, audio_config: CalmAudioConfig | dict | None = None, **kwargs):
+    def from_text_pretrained(
+        cls, name_or_path: str | os.PathLike, audio_config: CalmAudioConfig | dict | None = None, **kwargs: Any
+    ) -> Self:
         """Start from a pretrained language model, with a new SpecTran in front of it.
 
         Args:
@@ -204,7 +206,7 @@ class CalmModel(CalmPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
     @torch.no_grad()
@@ -215,7 +217,7 @@ class CalmModel(CalmPreTrainedModel):
         return mean, (words - mean).square().sum(-1).mean().sqrt()
 
     @torch.no_grad()
-    def describe_vocabulary(self):
+    def describe_vocabulary(self) -> None:
         """Move the origin of the aligned space to the mean of the word embeddings as they are now.
 
         It is taken once, from the pretrained vocabulary, and stays where it is when the embeddings are trained or
@@ -256,7 +258,9 @@ class CalmModel(CalmPreTrainedModel):
         return self.embed(words - self.word_embedding_mean, mask)
 
     @can_return_tuple
-    def get_audio_features(self, input_features, input_features_mask=None, **kwargs) -> CalmAudioModelOutput:
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> CalmAudioModelOutput:
         """Embed clips in the aligned space.
 
         Args:
@@ -272,7 +276,9 @@ class CalmModel(CalmPreTrainedModel):
         return outputs
 
     @can_return_tuple
-    def get_text_features(self, input_ids, attention_mask=None, **kwargs) -> BaseModelOutputWithPooling:
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """Embed transcripts in the aligned space, by their word embeddings alone; the language model does not run.
 
         Args:
@@ -289,7 +295,11 @@ class CalmModel(CalmPreTrainedModel):
 
     @torch.no_grad()
     def nearest_tokens(
-        self, input_features, input_features_mask=None, top_k: int = 5, excluded_token_ids: list[int] | None = None
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        top_k: int = 5,
+        excluded_token_ids: list[int] | None = None,
     ) -> NearestTokens:
         """The wordpieces whose embeddings lie nearest to each acoustic token (cosine, centred).
 
@@ -323,7 +333,16 @@ class CalmModel(CalmPreTrainedModel):
                 return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         return None
 
-    def fuse(self, words, words_mask, token_type_ids, tokens, tokens_mask, first_row: int = 0, **kwargs):
+    def fuse(
+        self,
+        words: torch.Tensor,
+        words_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        tokens: torch.Tensor,
+        tokens_mask: torch.Tensor,
+        first_row: int = 0,
+        **kwargs: Any,
+    ) -> ModelOutput:
         """Run the language model over the words and the acoustic tokens of each row.
 
         Args:
@@ -481,7 +500,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder
 
-    def set_output_embeddings(self, value: nn.Module):
+    def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head.decoder = value
 
     def _encode(self, batch: dict, first_row: int = 0) -> dict:

@@ -112,7 +112,13 @@ class CalmAudioAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, **kwargs):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
@@ -153,7 +159,13 @@ class CalmAudioLayer(GradientCheckpointingLayer):
         self.mlp = CalmAudioMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, **kwargs):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
         attended, _ = self.attention(
             self.layernorm_before(hidden_states), attention_mask, position_embeddings, **kwargs
         )
@@ -230,7 +242,7 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, CalmAudioModel):
             init.normal_(module.mask_embedding, std=self.config.initializer_range)
@@ -238,10 +250,12 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.projection = value
 
-    def encode_windows(self, input_features, input_features_mask=None, **kwargs):
+    def encode_windows(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each window by itself.
 
         Args:
@@ -296,7 +310,9 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         windows = windows.masked_scatter(chosen.unsqueeze(-1), pooled)
         return windows.masked_fill(~tokens_mask.unsqueeze(-1), 0.0), tokens_mask
 
-    def add_context(self, windows, tokens_mask, mask_time_indices=None, **kwargs):
+    def add_context(
+        self, windows: torch.Tensor, tokens_mask: torch.Tensor, mask_time_indices: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
         """(B, T, hidden) windows to acoustic states of the same shape, each in view of the others.
 
         `mask_time_indices` (B, T) bool replaces windows by the learned mask vector first.

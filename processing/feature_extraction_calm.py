@@ -5,10 +5,11 @@ tokens; P = T x S.
 """
 
 import math
+from typing import Any, Self
 
 import numpy as np
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedConfig
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, TensorType
 
@@ -111,11 +112,11 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         self.dynamic_range = dynamic_range
 
     @classmethod
-    def from_audio_config(cls, audio_config, **kwargs) -> "CalmFeatureExtractor":
+    def from_audio_config(cls, audio_config: PreTrainedConfig, **kwargs: Any) -> Self:
         """The extractor whose geometry is that of a [`CalmAudioConfig`]; other settings through `kwargs`."""
         return cls(**{own: getattr(audio_config, name) for name, own in GEOMETRY.items()}, **kwargs)
 
-    def check_geometry(self, audio_config) -> None:
+    def check_geometry(self, audio_config: PreTrainedConfig) -> None:
         """Refuse a model that reads other patches; some geometries differ and still give tensors of one shape.
 
         Args:
@@ -243,7 +244,13 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         batch = self.pad(rows, padding, max_length, truncation, pad_to_multiple_of, return_tensors=return_tensors)
         return batch.to(device) if return_tensors == "pt" else batch
 
-    def _pad(self, processed_features, max_length=None, padding_strategy=PaddingStrategy.DO_NOT_PAD, **kwargs):
+    def _pad(
+        self,
+        processed_features: dict,
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        **kwargs,
+    ) -> dict:
         length = len(processed_features["input_features"])
         mask = processed_features.pop("input_features_mask", np.ones(length, dtype=np.int64))
         padded = super()._pad(processed_features, max_length, padding_strategy, **kwargs)
@@ -253,7 +260,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         )
         return padded
 
-    def _truncate(self, processed_features, *args, **kwargs):
+    def _truncate(self, processed_features: dict, *args, **kwargs) -> dict:
         processed_features = super()._truncate(processed_features, *args, **kwargs)
         if "input_features_mask" in processed_features:
             length = len(processed_features["input_features"])
@@ -261,7 +268,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         return processed_features
 
 
-def _as_clips(raw_speech) -> list:
+def _as_clips(raw_speech: Any) -> list:
     """One waveform, an array of waveforms or a list of them, as a list of waveforms."""
     first = raw_speech[0] if isinstance(raw_speech, (list, tuple)) and raw_speech else raw_speech
     if isinstance(first, (str, bytes, dict)):
@@ -280,7 +287,7 @@ def _as_clips(raw_speech) -> list:
     return list(raw_speech)
 
 
-def _check_waveform(clip, index: int) -> torch.Tensor:
+def _check_waveform(clip: Any, index: int) -> torch.Tensor:
     """One waveform as a float32 tensor (N,); errors name its place in the batch."""
     samples = clip.detach() if isinstance(clip, torch.Tensor) else torch.from_numpy(np.array(clip))
     if samples.ndim != 1:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.processing_utils import ProcessorMixin
 
 from .audio import as_waveform
 
@@ -73,7 +74,7 @@ class AudioTextClassificationPipeline(Pipeline):
     _load_processor = True
     _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
 
-    def __init__(self, model, processor=None, **kwargs):
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **kwargs: Any):
         if not hasattr(getattr(model, "calm", model), "get_audio_features"):
             raise ValueError(
                 "This pipeline runs `CalmForSequenceClassification`, `CalmForPreTraining` and `CalmModel`;"
@@ -88,7 +89,12 @@ class AudioTextClassificationPipeline(Pipeline):
         kwargs.pop("local_files_only", None)  # meant for the loading; `pipeline()` hands it on
         super().__init__(model=model.eval(), processor=processor, **kwargs)  # after training, dropout would still draw
 
-    def _sanitize_parameters(self, top_k="", function_to_apply=None, candidate_texts=None):
+    def _sanitize_parameters(
+        self,
+        top_k: int | str | None = "",
+        function_to_apply: str | None = None,
+        candidate_texts: list[str] | None = None,
+    ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = {}, {}, {}
         if top_k != "":  # None means all
             if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
@@ -191,7 +197,13 @@ class AudioTextClassificationPipeline(Pipeline):
                 " against the audio by `candidate_texts=[...]`."
             )
 
-    def postprocess(self, model_outputs: dict, top_k="", function_to_apply=None, labels: list[str] | None = None):
+    def postprocess(
+        self,
+        model_outputs: dict,
+        top_k: int | str | None = "",
+        function_to_apply: str | None = None,
+        labels: list[str] | None = None,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         """The logits of one utterance to its ranked labels."""
         config, best_alone = self.model.config, top_k == "" and labels is None
         if function_to_apply is None:

@@ -1,8 +1,9 @@
 """`CalmProcessor`: waveforms through the feature extractor, transcripts through the tokenizer, one batch out."""
 
 import os
+from typing import Any, Self
 
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.processing_utils import ProcessorMixin
 
 # What the base class would otherwise take from the tokenizer, whose lengths count pieces of text and not patches.
@@ -17,11 +18,11 @@ class CalmProcessor(ProcessorMixin):
         tokenizer ([`PreTrainedTokenizerBase`]): the tokenizer of the language model.
     """
 
-    def __init__(self, feature_extractor, tokenizer):
+    def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
         super().__init__(feature_extractor, tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CalmProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """Load the processor that was saved beside a model; arguments as in `ProcessorMixin.from_pretrained`.
 
         Raises:
@@ -41,11 +42,13 @@ class CalmProcessor(ProcessorMixin):
                 " AutoTokenizer.from_pretrained(LANGUAGE_MODEL)).save_pretrained(FOLDER)`."
             ) from error
 
-    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def prepare_inputs_layout(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> tuple:
         """Leave the inputs as they are: the feature extractor tells one clip from a batch by itself."""
         return images, text, videos, audio
 
-    def __call__(self, audio=None, text=None, **kwargs) -> BatchFeature:
+    def __call__(self, audio: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Prepare clips, transcripts, or clips with their transcripts.
 
         Args:
