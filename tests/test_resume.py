@@ -1,16 +1,16 @@
 """Runs that are interrupted: killed, terminated, torn while saving, out of disk. What goes on ends like a whole run.
 
-"Equal" is bit for bit, in float32 on the CPU. Runs are forked from this process, which has imported everything.
+"Equal" is bit for bit, in float32 on the CPU.
 """
 
 import hashlib
-import logging
 import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import checkpoints
@@ -20,8 +20,10 @@ import pretrain
 import pytest
 import torch
 import transformers
+from accelerate import PartialState
 from checkpoints import last_whole_checkpoint
 from example_helpers import load_json, run, save_language_model, save_spectran
+from process_helpers import forked, forked_ranks
 from transformers import TrainerCallback
 
 pytest_plugins = ["example_fixtures"]
@@ -39,32 +41,34 @@ class Interrupt(TrainerCallback):
             self.task()
 
 
-def terminate_group() -> None:
+def terminate() -> None:
     """SIGTERM from elsewhere to this process and its workers."""
-    subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], start_new_session=True, check=True)
-
-
-def forked(task, *arguments) -> int:
-    """The exit code of a process that runs `task(*arguments)`; minus the signal's number if one ended it."""
-    process = multiprocessing.get_context("fork").Process(target=task, args=arguments)
-    process.start()
-    process.join(120)
-    assert not process.is_alive(), "the run hangs"
-    return process.exitcode
+    workers = [process.pid for process in multiprocessing.active_children()]
+    subprocess.run(["kill", "-TERM", *map(str, [os.getpid(), *workers])], check=True)
 
 
 def train(options: list, output: Path, *more: str, script=pretrain, callbacks=(), patch=None, steps: int = 10) -> int:
-    """A run in a process of its own; `callbacks` join the Trainer's, `patch()` is called there first."""
+    """The exit code of a run in a process of its own; `callbacks` join the Trainer's, `patch()` is called first."""
 
     def task():
-        sys.modules["matplotlib"] = None  # plots would take most of the time
-        logging.getLogger().handlers.clear()  # pytest's, which a process of its own writes nowhere
         transformers.trainer.DEFAULT_CALLBACKS += list(callbacks)
         if patch is not None:
             patch()
         run(script, *options[:1], output, *options[1:], *more, steps=steps)
 
     return forked(task)
+
+
+def train_on_two_ranks(options: list, output: Path, *more: str, callback: TrainerCallback | None = None) -> list[int]:
+    """The exit codes of a run of two ranks, of which rank 1 has the callback."""
+
+    def task(rank):
+        if callback is not None and rank == 1:
+            transformers.trainer.DEFAULT_CALLBACKS.append(callback)
+        run(pretrain, *options[:1], output, *options[1:], *more, "--use_cpu", "true", steps=6)
+        assert PartialState().num_processes == 2
+
+    return forked_ranks(task)
 
 
 def outcome(output: Path) -> dict:
@@ -124,13 +128,23 @@ def test_a_killed_run_goes_on_to_the_same_end(options, uninterrupted, tmp_path, 
 def test_a_terminated_run_is_saved_and_says_so(options, uninterrupted, tmp_path, step, capfd):
     """A scheduler sends SIGTERM to every process, workers too, and looks at the exit code. Step 4 ends an epoch."""
     workers = ["--dataloader_num_workers", "1", "--save_total_limit", "1"]
-    stop = Interrupt(step, terminate_group)
-    assert train(options, tmp_path / "run", *workers, callbacks=[stop], patch=os.setsid) == 143
+    stop = Interrupt(step, terminate)
+    assert train(options, tmp_path / "run", *workers, callbacks=[stop]) == 143
     assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / f"checkpoint-{step}")
     assert f"SIGTERM: step {step} is saved; go on by `--resume`" in capfd.readouterr().err
     assert not (tmp_path / "run" / "results.json").exists()
     assert train(options, tmp_path / "run", *workers, "--resume") == 0
     assert_equal(outcome(tmp_path / "run"), uninterrupted, "model", "best", "log")
+
+
+def test_all_ranks_stop_after_the_same_step(options, tmp_path):
+    """One rank alone is told; in the middle of its second epoch every rank must go on with the rows it had before."""
+    options = [*options, "--dataloader_num_workers", "1"]
+    stop = Interrupt(3, terminate)
+    assert train_on_two_ranks(options, tmp_path / "whole") == [0, 0]
+    assert train_on_two_ranks(options, tmp_path / "run", callback=stop) == [143, 143]
+    assert train_on_two_ranks(options, tmp_path / "run", "--resume") == [0, 0]
+    assert_equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
 MOMENTS = {
@@ -285,3 +299,31 @@ def test_a_run_killed_many_times_goes_on_to_the_same_end(options, tmp_path, reci
             resume = ["--resume"]
         assert train(options, output, *more, *resume, script=script, steps=steps) == 0
         assert_equal(outcome(output), expected)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_of_two_ranks(options, tmp_path):
+    """`accelerate launch` hands the signal on; that its own exit code is 1 is told in examples/README.md."""
+    script = [str(Path(pretrain.__file__).resolve()), "--dataset", *options, "--use_cpu", "true"]
+    script += ["--dataloader_num_workers", "2", "--logging_steps", "1", "--eval_strategy", "steps", "--save_strategy"]
+    script += ["steps", "--disable_tqdm", "true", "--max_steps", "20", "--output_dir"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--main_process_port", "0"]
+
+    def start(output: str, *more: str) -> subprocess.Popen:
+        stream = (tmp_path / f"{output}.log").open("a")
+        return subprocess.Popen(
+            [*launcher, *script, str(tmp_path / output), *more], stdout=stream, stderr=subprocess.STDOUT
+        )
+
+    assert start("whole").wait(300) == 0
+    process = start("run")
+    while "'loss'" not in (tmp_path / "run.log").read_text():
+        assert process.poll() is None, (tmp_path / "run.log").read_text()
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(60) != 0
+    assert (tmp_path / "run.log").read_text().count("is saved; go on by `--resume`") == 2
+    assert last_whole_checkpoint(tmp_path / "run") is not None
+    assert start("run", "--resume").wait(300) == 0
+    assert_equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
