@@ -59,9 +59,9 @@ def make_trainer(arguments, corpus, tmp_path):
             collator = DataCollatorForCalmClassification(processor, *augmentation)
             plain = DataCollatorForCalmClassification(processor)
         options = CalmTrainingArguments(
-            output_dir=str(tmp_path), remove_unused_columns=False, report_to="none", save_strategy="no",
+            output_dir=str(tmp_path), remove_unused_columns=False, save_strategy="no",
             dataloader_drop_last=True, disable_tqdm=True, dataloader_num_workers=0, max_grad_norm=0.0,
-            **{"per_device_eval_batch_size": 3, **settings},
+            **{"per_device_eval_batch_size": 3, "report_to": "none", **settings},
         )  # fmt: skip
         batches = []
 
@@ -165,3 +165,40 @@ def test_a_run_that_stopped_goes_on(corpus, new_model, tmp_path):
     run(pretrain, corpus, tmp_path, *options, "--resume", steps=3)
     history = load_json(tmp_path / "trainer_state.json")["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
+
+
+def test_a_tracker_gets_plain_numbers(make_trainer):
+    """Trackers take what `Trainer.log` reports, and drop or refuse what is no number."""
+    reported = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            reported.append(dict(logs))
+
+    trainer = make_trainer(CalmForPreTraining, per_device_train_batch_size=4, max_steps=2, logging_steps=1)
+    trainer.add_callback(Tracker)
+    trainer.train()
+    names = {
+        "loss", "grad_norm", "learning_rate", "audio_text_loss", "audio_audio_loss", "masked_language_loss",
+        "masked_acoustic_loss", "chance_loss", "audio_embeds_cosine", "audio_seconds_per_second", "real_patch_share",
+        "real_position_share", "peak_memory_gib", "skipped_steps", "epoch",
+    }  # fmt: skip
+    assert [set(logs) for logs in reported[:2]] == [names, names]
+    assert all(isinstance(value, (int, float)) for logs in reported for value in logs.values())
+    (batch,) = trainer.seen_batches[:1]
+    assert reported[0]["real_patch_share"] == pytest.approx(batch["input_features_mask"].float().mean().item(), abs=1e-4)
+
+
+def test_tensorboard_shows_the_log(make_trainer, tmp_path):
+    pytest.importorskip("tensorboard", reason="needs `pip install tensorboard`")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(
+        CalmForPreTraining, per_device_train_batch_size=4, max_steps=2, logging_steps=1, report_to="tensorboard"
+    )
+    trainer.train()
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    written = EventAccumulator(str(events)).Reload()
+    shown = [event.value for event in written.Scalars("train/audio_seconds_per_second")]
+    logged = [entry["audio_seconds_per_second"] for entry in trainer.state.log_history if "loss" in entry]
+    assert shown == pytest.approx(logged)
