@@ -185,8 +185,8 @@ def test_a_tracker_gets_plain_numbers(make_trainer):
     }  # fmt: skip
     assert [set(logs) for logs in reported[:2]] == [names, names]
     assert all(isinstance(value, (int, float)) for logs in reported for value in logs.values())
-    (batch,) = trainer.seen_batches[:1]
-    assert reported[0]["real_patch_share"] == pytest.approx(batch["input_features_mask"].float().mean().item(), abs=1e-4)
+    share = trainer.seen_batches[0]["input_features_mask"].float().mean().item()
+    assert reported[0]["real_patch_share"] == pytest.approx(share, abs=1e-4)
 
 
 def test_tensorboard_shows_the_log(make_trainer, tmp_path):
