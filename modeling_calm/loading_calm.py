@@ -54,16 +54,16 @@ class CheckedLoading:
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Load a checkpoint; arguments as in `PreTrainedModel.from_pretrained`.
+        """Load a checkpoint; arguments as in `PreTrainedModel.from_pretrained`, and safetensors alone by default.
 
         Raises:
-            OSError: if there is no checkpoint, or its files are truncated or corrupt.
+            OSError: if there is no checkpoint, its files are truncated or corrupt, or its weights are pickled.
             RuntimeError: if the weights do not fit the configuration, or lack what the model should hold: any part
                 below the head, and the head too if the checkpoint was saved from this class.
         """
         name = pretrained_model_name_or_path
         load = super().from_pretrained
-        options = {**kwargs, "output_loading_info": True}
+        options = {"use_safetensors": True, **kwargs, "output_loading_info": True}
         try:
             model, report = load(name, *model_args, ignore_mismatched_sizes=ignore_mismatched_sizes, **options)
         except SafetensorError as error:
