@@ -16,6 +16,7 @@ from guards import SkipNonFinite, StopOnSigterm, WarnOfCollapse, isolate_workers
 from meters import TermMeter, WorkMeter
 from options import weights_digest, write_json
 from scoring import load_processor
+from sharding import shard_layers
 from torch.utils.data import IterableDataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -47,7 +48,8 @@ class ModelArguments:
         file = CONFIGS / f"{self.audio_config}.yaml"
         file = file if file.exists() else Path(self.audio_config)
         if not file.is_file():
-            raise ValueError(f"`--audio_config {file}` is no file; {sorted(p.stem for p in CONFIGS.glob('*'))} are.")
+            known = sorted(known.stem for known in CONFIGS.glob("*.yaml"))
+            raise ValueError(f"`--audio_config {file}` is no file; {known} are.")
         return CalmAudioConfig(**yaml.safe_load(file.read_text()))
 
     def language_model(self) -> str:
@@ -92,6 +94,8 @@ class CalmTrainer(SealingTrainer):
         for callback in (SkipNonFinite(self.args.max_skipped_steps), WarnOfCollapse(), self.work, self.stop):
             self.add_callback(callback)
         self._order = None  # of clips grouped by length
+        if self.is_fsdp_enabled:
+            shard_layers(self.accelerator.state.fsdp_plugin, self.model)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         clips, batch = self.train_dataset.num_rows, self.args.train_batch_size * self.args.world_size

@@ -130,6 +130,19 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
         elif isinstance(module, CalmForPreTraining):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save as `PreTrainedModel` does, with the source of this class also where FSDP2 has sharded the model.
+
+        A sharded model is of a class of FSDP2's making, derived from ours, whose source would travel instead.
+        """
+        current = type(self)
+        if current.__name__.startswith("FSDP"):
+            self.__class__ = current.__bases__[-1]
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.__class__ = current
+
     def get_input_embeddings(self) -> nn.Module:
         return self.calm.get_input_embeddings()
 
@@ -620,7 +633,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
             loss=loss,
             **terms,
             logits_per_audio=logits,
-            logits_per_text=None if logits is None else logits.T,
+            logits_per_text=None if logits is None else logits.T.contiguous(),  # FSDP2 warns of views
             audio_embeds=audio,
             text_embeds=text,
         )

@@ -55,13 +55,15 @@ class _Collator:
     def _batch(self, rows: Sequence[dict], generator: np.random.Generator) -> dict[str, torch.Tensor]:
         texts = [row.get("text") for row in rows]
         batch = {}
-        if any(text is not None for text in texts):
+        # The columns decide, not their values: a batch that lacks a modality has it all masked. Processes that train
+        # together must run the same modules, and wait for each other for ever where one leaves out SpecTran.
+        if any("text" in row for row in rows):
             batch.update(self.processor(text=[text or "" for text in texts], return_tensors="pt"))
             given = torch.tensor([text is not None for text in texts])
             batch["attention_mask"] = batch["attention_mask"] * given[:, None]
         if any(row.get("input_features") is not None for row in rows):
             batch.update(self._pad_features([row.get("input_features") for row in rows], generator))
-        elif any(row.get("audio") is not None for row in rows):
+        elif any("audio" in row or "input_features" in row for row in rows):
             batch.update(self._extract_features([row.get("audio") for row in rows], generator))
         if not batch:
             raise ValueError("No row of the batch has `audio` or `text`.")

@@ -182,7 +182,7 @@ def select(audio_config_values):
     def take(batch: dict[str, torch.Tensor], rows: list[int]) -> dict[str, torch.Tensor]:
         batch = {key: value[rows] for key, value in batch.items()}
         length = int(batch["attention_mask"].sum(-1).max())
-        windows = int(batch["input_features_mask"].unflatten(1, (-1, size)).any(-1).sum(-1).max())
+        windows = max(1, int(batch["input_features_mask"].unflatten(1, (-1, size)).any(-1).sum(-1).max()))
         ends = {
             "input_ids": length, "attention_mask": length, "labels": length, "mask_time_indices": windows,
             "input_features": windows * size, "input_features_mask": windows * size,

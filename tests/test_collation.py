@@ -139,6 +139,18 @@ def test_pairs_are_neighbours_inside_their_clip(processor, rows):
     assert [sorted(set(column.tolist())) for column in drawn.T] == [[0, 1, 2], list(range(5)), list(range(12)), [-1]]
 
 
+@pytest.mark.parametrize("column", ["audio", "text"])
+def test_a_column_without_any_value_is_masked_and_not_left_out(processor, config, rows, column):
+    """By chance the batch of a rank lacks a modality: left out there, it would keep the other ranks waiting."""
+    collator = DataCollatorForCalmClassification(processor)
+    model = CalmForSequenceClassification(config).eval()
+    lacking = [{**row, column: None} for row in rows]
+    alone = [{key: value for key, value in row.items() if key != column} for row in rows]
+    batch = collator(lacking)
+    assert batch.keys() == collator(rows).keys() > collator(alone).keys()
+    torch.testing.assert_close(model(**batch).logits, model(**collator(alone)).logits, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("text", [None, "", "  "])
 def test_a_row_without_transcript_is_refused_by_its_place(processor, rows, text):
     """A clip aligned with an empty text is pulled towards nothing; a `None` would be the word "none"."""

@@ -1,15 +1,11 @@
-"""`modeling_calm.loss_calm`: every term is its published formula, over one process or several."""
-
-import json
-from pathlib import Path
+"""`modeling_calm.loss_calm`: every term is its published formula; over several ranks see `test_distributed.py`."""
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn.functional import normalize
 
-from modeling_calm import CalmConfig, CalmForPreTraining
+from modeling_calm import CalmConfig
 from modeling_calm.loss_calm import (
     audio_text_loss,
     classification_loss,
@@ -201,83 +197,3 @@ def test_class_weights_work_in_half_precision():
         config = CalmConfig(num_labels=3, class_weights=[1, 2, 3])
         value = classification_loss(LOGITS.bfloat16(), labels, config)
         assert value.item() == pytest.approx(classification_loss(LOGITS, labels, config).item(), rel=0.01)
-
-
-def train_step(config: dict, weights: dict, batch: dict) -> tuple[dict, dict]:
-    """Loss, terms and gradients of one training step without dropout."""
-    model = CalmForPreTraining(CalmConfig(**config))
-    model.load_state_dict(weights)
-    output = model.train()(**batch)
-    output.loss.backward()
-    terms = {name: value.detach() for name, value in output.items() if "loss" in name}
-    return terms, {name: value.grad for name, value in model.named_parameters()}
-
-
-def one_rank(rank: int, folder: str) -> None:
-    """A process of the two-rank test: its share of every case, gradients averaged as data-parallel training does."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    cases = torch.load(f"{folder}/cases.pt")
-    config = json.loads(Path(folder, "config.json").read_text())
-    results = {}
-    for name, case in cases["batches"].items():
-        terms, gradients = train_step({**config, **case["settings"]}, cases["weights"], case["ranks"][rank])
-        for value in (*terms.values(), *gradients.values()):
-            dist.all_reduce(value)
-            value /= 2
-        results[name] = (terms, gradients)
-    if rank == 0:
-        torch.save(results, f"{folder}/results.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory, pretraining_batch, select, audio_config_values):
-    """Every case once in one process and once in two; returns ({case: (terms, gradients)}, the same of two)."""
-    folder = tmp_path_factory.mktemp("ranks")
-    text = {
-        "vocab_size": 30, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
-        "max_position_embeddings": 48, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
-    audio = audio_config_values | {"hidden_dropout_prob": 0.0, "num_hidden_layers": 1, "num_context_layers": 1}
-    config = {"audio_config": audio, "text_config": text, "special_token_ids": [0, 1, 2, 3, 4]}
-    torch.manual_seed(0)
-    weights = CalmForPreTraining(CalmConfig(**config)).state_dict()
-
-    full = pretraining_batch(words=(5, 3, 7, 4, 3, 2), windows=(3, 2, 4, 1, 3, 2))
-    for key in ("input_ids", "labels", "attention_mask"):
-        full[key][4] = full[key][1]  # a transcript that stands on both ranks below
-    lonely = pretraining_batch(words=(5, 3, 7, 4), windows=(1, 1, 1, 1), seed=1)
-    lonely["labels"][:] = -100
-    split = {
-        # Four clips against two, three masked windows against none, padding of unequal length.
-        "unequal": ({}, full, [select(full, [0, 1, 2, 3]), select(full, [4, 5])]),
-        "chunks": ({"contrastive_chunk_size": 2}, full, [select(full, [0, 1, 2, 3]), select(full, [4, 5])]),
-        "pairs on one rank": ({}, full, [select(full, [3]), select(full, [0, 1, 2, 4, 5])]),
-        "no pair anywhere": ({}, lonely, [select(lonely, [0, 1]), select(lonely, [2, 3])]),
-    }
-
-    cases = {name: {"settings": settings, "ranks": ranks} for name, (settings, _, ranks) in split.items()}
-    torch.save({"batches": cases, "weights": weights}, folder / "cases.pt")
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.multiprocessing.set_forkserver_preload(["modeling_calm"])  # imported once for both
-    context = torch.multiprocessing.start_processes(one_rank, (str(folder),), 2, False, start_method="forkserver")
-    alone = {name: train_step(config, weights, batch) for name, (_, batch, _) in split.items()}
-    while not context.join():
-        pass
-    return alone, torch.load(folder / "results.pt")
-
-
-@pytest.mark.parametrize("case", ["unequal", "chunks", "pairs on one rank", "no pair anywhere"])
-def test_two_ranks_give_the_loss_and_the_gradient_of_one(two_ranks, case):
-    """Otherwise training on two GPUs is another method than on one: fewer negatives, or a gradient of another size."""
-    (terms, gradients), (terms_of_two, gradients_of_two) = two_ranks[0][case], two_ranks[1][case]
-    assert set(terms) == {
-        "loss", "audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss",
-    }  # fmt: skip
-    for name, value in terms.items():
-        torch.testing.assert_close(terms_of_two[name], value, atol=1e-5, rtol=1e-5, msg=name)
-    assert terms["audio_text_loss"] > 0
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradients_of_two[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
