@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow quality style commands emotion
+.PHONY: help demo test test-slow conformance quality style commands emotion
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ test: $(VENV)/.installed  ## The tests, without the slow ones
 
 test-slow: $(VENV)/.installed  ## The long forms
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+conformance: $(VENV)/.installed  ## The tests that transformers has for every model, fetched through pip
+	$(BIN)/python tests/conformance/fetch.py
+	HF_HUB_OFFLINE=1 RUN_SLOW=1 $(BIN)/python -m pytest tests/conformance
 
 quality: $(VENV)/.installed  ## Check style
 	$(BIN)/ruff check .
