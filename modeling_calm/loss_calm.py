@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
+from transformers.utils.generic import maybe_autocast
 
 
 def num_ranks() -> int:
@@ -82,7 +83,7 @@ def scaled_cosines(queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tenso
 
     At a scale of 100 bfloat16 would round them to steps of 0.5.
     """
-    with torch.autocast(queries.device.type, enabled=False):
+    with maybe_autocast(queries.device.type, enabled=False):
         return scale.float() * queries.float() @ keys.float().T
 
 

@@ -206,6 +206,12 @@ class CalmModel(CalmPreTrainedModel):
         super().__init__(config)
         self.audio_model = CalmAudioModel(config.audio_config)
         text_class = AutoModel._model_mapping[type(config.text_config)]
+        takes_embeds = "inputs_embeds" in inspect.signature(text_class.forward).parameters
+        if config.text_config.is_encoder_decoder or not takes_embeds:
+            raise ValueError(
+                f"The language model must be an encoder that takes `inputs_embeds`, as BERT, RoBERTa or ModernBERT do;"
+                f" `{config.text_config.model_type}` is none."
+            )
         pooling = "add_pooling_layer" in inspect.signature(text_class.__init__).parameters
         self.text_model = AutoModel.from_config(
             config.text_config, **({"add_pooling_layer": False} if pooling else {})
@@ -620,7 +626,9 @@ class CalmForPreTraining(CalmPreTrainedModel):
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
         rows = {name: len(value) for name, value in given.items()}
-        if self.training and len(set(rows.values())) > 1:
+        if self.training and any(
+            number != len(input_ids) for number in rows.values()
+        ):  # a set compiles for one number
             raise ValueError(f"Training pairs the rows of its inputs, and their numbers differ: {rows}.")
         encoded = self._encode_in_chunks(given)
         audio, text = encoded["audio_embeds"], encoded["text_embeds"]

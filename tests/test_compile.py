@@ -46,7 +46,7 @@ def check(model, inputs: list[str], dynamo, pretraining_batch, backend: str = "e
             close(output[key], value)
         graphs.append(dynamo())
     assert graphs[0] > 0
-    assert graphs[1:] == [graphs[1]] * (len(SIZES) - 1)
+    assert graphs[1:] == [graphs[1]] * (len(graphs) - 1)
 
 
 def test_spectran_is_compiled_once(config, dynamo, pretraining_batch):
@@ -79,17 +79,27 @@ def test_every_language_model_is_compiled_once(name, audio_config, dynamo, pretr
 def test_generated_kernels_agree(kind, config, dynamo, pretraining_batch):
     """Traced is not yet translated: the default backend writes code for this processor."""
     spectran = kind is CalmAudioModel
-    model = kind(config.audio_config if spectran else config).eval()
+    model = kind(shallow(config).audio_config if spectran else shallow(config)).eval()
     check(model, INPUTS[2:] if spectran else INPUTS, dynamo, pretraining_batch, backend="inductor")
 
 
 @pytest.mark.slow
 def test_a_training_step_is_compiled_once(config, dynamo, pretraining_batch):
-    """Four objectives and their gradients; a count of clips that were compiled in would compile for every batch."""
+    """Four objectives and their gradients; a count of clips that were compiled in would compile for every batch.
+
+    None or one of anything compiles once more, and so do numbers that were alike in the first batch and then are not:
+    here it has four clips, three pairs and two masked windows.
+    """
     model = CalmForPreTraining(quiet(shallow(config))).train()
-    compiled = torch.compile(model, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(model, dynamic=True, backend="eager")
+    sizes = [
+        ((3, 5, 2, 4), (3, 4, 2, 1)),
+        ((4, 7, 2), (4, 3, 3)),
+        ((9, 6, 1, 2, 3), (3, 4, 1, 5, 2)),
+        ((2, 1), (7, 5)),
+    ]
     graphs = []
-    for words, windows in SIZES:
+    for words, windows in sizes:
         drawn, results = pretraining_batch(words, windows), []
         for step in (model, compiled):
             model.zero_grad()
@@ -100,4 +110,4 @@ def test_a_training_step_is_compiled_once(config, dynamo, pretraining_batch):
         for key, slope in results[1][1].items():
             torch.testing.assert_close(slope, results[0][1][key], atol=1e-5, rtol=1e-4, msg=key)
         graphs.append(dynamo())
-    assert graphs[1:] == [graphs[1]] * (len(SIZES) - 1)
+    assert graphs[1:] == [graphs[1]] * (len(graphs) - 1)

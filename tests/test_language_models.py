@@ -89,6 +89,13 @@ def test_audio_as_long_as_fits_works_and_longer_is_refused(name, family):
             model(words, longer)
 
 
+@pytest.mark.parametrize("name", ["t5", "clip_text_model"])
+def test_what_cannot_read_acoustic_tokens_is_refused(name, audio_config):
+    """An encoder with a decoder, or one that takes ids alone, would fail at the first batch, with a riddle."""
+    with pytest.raises(ValueError, match=f"must be an encoder that takes `inputs_embeds`.*`{name}` is none"):
+        CalmModel(CalmConfig(audio_config=audio_config, text_config={"model_type": name}))
+
+
 @every_language_model
 def test_words_alone_are_read_as_the_language_model_reads_them(family, batch):
     """What it knew before CALM must still be there: its own positions, its own token types, its own layers."""
