@@ -42,6 +42,20 @@ def check_weights(model: PreTrainedModel, report: dict, name: str | PathLike) ->
         )
 
 
+def check_devices(model: PreTrainedModel) -> None:
+    """Refuse a model without a head that was spread over several accelerators: its parts share tensors.
+
+    Raises:
+        ValueError: names the devices, and the way to load it on one.
+    """
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()} - {"cpu", "disk"}
+    if len(places) > 1 and not hasattr(model, model.base_model_prefix):
+        raise ValueError(
+            f"`device_map` spread {type(model).__name__} over {shown(places)}; its parts share tensors of one device."
+            ' Load it with `device_map={"": 0}`; what does not fit goes to "cpu" or "disk" by `max_memory`.'
+        )
+
+
 class CheckedLoading:
     """`from_pretrained` of the models, with an error where the library starts weights anew or says too little."""
 
@@ -60,6 +74,7 @@ class CheckedLoading:
             OSError: if there is no checkpoint, its files are truncated or corrupt, or its weights are pickled.
             RuntimeError: if the weights do not fit the configuration, or lack what the model should hold: any part
                 below the head, and the head too if the checkpoint was saved from this class.
+            ValueError: if a `device_map` spread a model without a head over several accelerators.
         """
         name = pretrained_model_name_or_path
         load = super().from_pretrained
@@ -84,4 +99,5 @@ class CheckedLoading:
             ) from error
         if name is not None:
             check_weights(model, report, name)
+        check_devices(model)
         return (model, report) if output_loading_info else model

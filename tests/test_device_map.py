@@ -5,6 +5,7 @@ import torch
 from model_helpers import INPUTS, LANGUAGE_MODELS, language_model_config
 
 from modeling_calm import CalmAudioModel, CalmConfig, CalmForPreTraining, CalmForSequenceClassification, CalmModel
+from modeling_calm.loading_calm import check_devices
 
 accelerate = pytest.importorskip("accelerate", reason="placing a model takes the package accelerate")
 
@@ -56,3 +57,19 @@ def test_what_is_offloaded_computes_the_same(kind, name, audio_config, batch, tm
             assert torch.equal(nearest.token_ids, model.nearest_tokens(*[batch[key] for key in INPUTS[2:]]).token_ids)
             features = loaded.get_text_features(*[batch[key] for key in INPUTS[:2]])
             assert torch.equal(features.pooler_output, expected.text_embeds)
+
+
+def test_a_model_spread_over_several_accelerators_is_refused(config):
+    """Its first batch would end in an error about devices, from somewhere inside; a head may stand apart."""
+    for kind in (CalmAudioModel, CalmModel):
+        model = kind(config.audio_config if kind is CalmAudioModel else config)
+        for apart in ({"layers": 0, "pooling": 1}, {"layers": "cuda:0", "pooling": "cuda:1", "layernorm": "cpu"}):
+            model.hf_device_map = apart
+            with pytest.raises(ValueError, match=f'spread {kind.__name__} over .*`device_map={{"": 0}}`'):
+                check_devices(model)
+        for together in ({"": 0}, {"layers": 0, "pooling": "cpu", "layernorm": "disk"}):
+            model.hf_device_map = together
+            check_devices(model)
+    classifier = CalmForSequenceClassification(config)
+    classifier.hf_device_map = {"calm": 0, "classifier": 1}
+    check_devices(classifier)
