@@ -22,6 +22,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.packaged_modules.webdataset.webdataset import base_plus_ext
 
 SHARD_FORMATS = (".parquet", ".tar")
+REPORT = "preparation.json"  # what prepare_data.py leaves beside its shards; no manifest
 # Rows that are read in one go and shuffled as one: enough that opening a file does not count, 13 MB of short clips.
 BLOCK_ROWS = 128
 READ_ROWS = 16  # rows turned from Arrow into Python at once
@@ -232,7 +233,7 @@ def column_names(file: str) -> list[str]:
 
 def file_metadata(file: str) -> dict[bytes, bytes]:
     """The free metadata of a parquet file."""
-    return _parquet(file, lambda table: table.schema_arrow.metadata) or {}
+    return _parquet(file, lambda table: table.metadata.metadata) or {}
 
 
 def pick(row: Mapping, column: str) -> Any:

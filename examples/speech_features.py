@@ -8,7 +8,7 @@ from shards import file_metadata
 
 from processing import CalmFeatureExtractor
 
-METADATA = b"calm_feature_extractor"  # key in the metadata of a parquet file
+FEATURES_METADATA = b"calm_feature_extractor"  # key in the metadata of a parquet file
 # What the values of a patch depend on; padding does not change them.
 SETTINGS = (
     "feature_size", "sampling_rate", "n_fft", "win_length", "hop_length", "patch_frames", "patch_bins", "token_frames",
@@ -38,7 +38,7 @@ def check_extractor(file: str, extractor: CalmFeatureExtractor) -> None:
     Raises:
         ValueError: names the settings that differ.
     """
-    stored = file_metadata(file).get(METADATA) if file.endswith(".parquet") else None
+    stored = file_metadata(file).get(FEATURES_METADATA) if file.endswith(".parquet") else None
     if stored is None:
         raise ValueError(f"'{file}' does not tell how its features were computed, as `prepare_data.py` would write.")
     stored, own = json.loads(stored), extractor_settings(extractor)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, ReadInstruction, Value, concatenate_datasets, config
 from demo_corpus import build_demo_corpus
-from shards import count_samples, load_undecoded, local_shards
+from shards import REPORT, count_samples, load_undecoded, local_shards
 
 DEMO_CORPUS = Path("runs/demo/corpus")
 AUDIO_FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
@@ -101,7 +101,7 @@ def _load_local(source: Path, name: str, arguments: DataArguments) -> Dataset:
                 " train.csv, validation.csv and test.csv."
             )
         return _load_manifest(source, arguments.audio_column)
-    manifests = {file.stem: file for file in source.glob("*.*") if file.suffix in FILE_FORMATS}
+    manifests = {file.stem: file for file in source.glob("*.*") if file.suffix in FILE_FORMATS and file.name != REPORT}
     table = manifests.pop("metadata", None)
     manifests |= {file.parent.name: file for file in source.glob("*/metadata.*") if file.suffix in FILE_FORMATS}
     if name in manifests:
