@@ -140,8 +140,12 @@ class CalmTrainer(SealingTrainer):
 
     def get_train_dataloader(self):
         if isinstance(self.train_dataset, IterableDataset):  # a stream, which is split among the ranks already
+            self.train_dataset.batch_size = self._train_batch_size  # which `auto_find_batch_size` lowers
             return isolate_workers(self.train_dataset.dataloader(self.data_collator, self.processing_class, self.args))
         return super().get_train_dataloader()
+
+    def num_examples(self, dataloader):
+        return getattr(dataloader.dataset, "num_rows", None) or super().num_examples(dataloader)  # of all ranks
 
     def _get_dataloader(self, *args, **kwargs):
         return isolate_workers(super()._get_dataloader(*args, **kwargs))

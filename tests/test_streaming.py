@@ -1,5 +1,6 @@
 """The stream: every row once an epoch, whatever the ranks and workers; the same batches after a stop; little held."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -277,44 +278,73 @@ def test_the_validation_split_may_be_elsewhere(shards, corpus, new_model, tmp_pa
 
 
 RANK = """
-import os, sys
+import os, signal, sys
 sys.path[:0] = {path}
 import pretrain, stream_collation
 
-decode = stream_collation.StreamCollator._decode
+decode, rank = stream_collation.StreamCollator._decode, os.environ["RANK"]
 
 def tell(self, row):
-    with open(f"{folder}/rank{{os.environ['RANK']}}.txt", "a") as file:
+    with open(f"{folder}/rank{{rank}}.txt", "a") as file:
         file.write(row["id"].split("('")[1].split(".")[0] + "\\n")
     return decode(self, row)
 
+class Dies(pretrain.CalmTrainer):
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == {dies_at} and rank == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(*args, **kwargs)
+
 stream_collation.StreamCollator._decode = tell
+pretrain.CalmTrainer = Dies
 pretrain.main({arguments})
 """
 
 
-def test_two_processes_of_two_workers_train_on_every_clip_of_an_epoch(shards, new_model, tmp_path):
-    """As `accelerate launch` starts them: 30 clips, two epochs of three batches of four on both ranks."""
-    arguments = [
-        *new_model, *OPTIONS, "--dataset", str(shards), "--output_dir", str(tmp_path / "run"), "--disable_tqdm", "1",
-        "--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "no", "--use_cpu", "true",
-        "--dataloader_num_workers", "2", "--logging_steps", "1",
-    ]  # fmt: skip
-    script = tmp_path / "rank.py"
-    path = [str(Path(pretrain.__file__).parent), str(Path(pretrain.__file__).parents[1])]
-    script.write_text(RANK.format(path=path, folder=tmp_path, arguments=arguments))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    command = [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    finished = subprocess.run(
-        [*command, "--main_process_port", str(port), str(script)], capture_output=True, text=True, timeout=300
-    )
-    assert (tmp_path / "run" / "results.json").is_file(), finished.stderr
+@pytest.fixture
+def launch(shards, new_model, tmp_path):
+    """`launch(output, *options, dies_at=step)`: two processes of two workers, as `accelerate launch` starts them."""
+
+    def run_two(output: Path, *options: str, dies_at: int = -1) -> str:
+        arguments = [
+            *new_model, *OPTIONS, "--dataset", str(shards), "--output_dir", str(output), "--disable_tqdm", "true",
+            "--num_train_epochs", "2", "--eval_strategy", "epoch", "--use_cpu", "true", "--logging_steps", "1",
+            "--dataloader_num_workers", "2", *options,
+        ]  # fmt: skip
+        path = [str(Path(pretrain.__file__).parent), str(Path(pretrain.__file__).parents[1])]
+        script = tmp_path / "rank.py"
+        script.write_text(RANK.format(path=path, folder=tmp_path, arguments=arguments, dies_at=dies_at))
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        with socket.socket() as free:
+            free.bind(("", 0))
+            command += ["--main_process_port", str(free.getsockname()[1]), str(script)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stderr
+
+    return run_two
+
+
+def test_two_processes_of_two_workers_train_on_every_clip_of_an_epoch(launch, tmp_path):
+    """30 clips, two epochs of three batches of four on both ranks."""
+    told = launch(tmp_path / "run", "--save_strategy", "no")
+    assert (tmp_path / "run" / "results.json").is_file(), told
     assert load_json(tmp_path / "run" / "trainer_state.json")["global_step"] == 6
     taken = [(tmp_path / f"rank{rank}.txt").read_text().split() for rank in range(2)]
     assert [len(clips) for clips in taken] == [24, 24]
     for epoch in range(2):
         # The workers of a rank write side by side, but an epoch is over before the next begins.
         assert len({clip for clips in taken for clip in clips[12 * epoch :][:12]}) == 24
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_was_killed_go_on_to_the_same_end(launch, tmp_path):
+    options = ["--save_strategy", "steps", "--save_steps", "4", "--eval_steps", "4", "--eval_strategy", "steps"]
+    launch(tmp_path / "whole", *options)
+    told = launch(tmp_path / "run", *options, dies_at=5)
+    assert not (tmp_path / "run" / "results.json").exists() and "SIGKILL" in told
+    told = launch(tmp_path / "run", *options, "--resume")
+    assert (tmp_path / "run" / "results.json").is_file(), told
+    whole, run = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    for name, weight in whole.items():
+        assert torch.equal(run[name], weight), name
