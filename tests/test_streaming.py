@@ -241,9 +241,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def test_a_streamed_run_that_stopped_becomes_the_run_that_did_not(shards, new_model, tmp_path, monkeypatch):
+def test_a_streamed_run_that_stopped_becomes_the_run_that_did_not(shards, new_model, tmp_path, monkeypatch, watch):
     """Seven steps an epoch: stopped in the midst of the second, it ends with the same weights to the bit."""
-    options = [*new_model, *OPTIONS, "--dataloader_num_workers", "2", "--save_steps", "9"]
+    options = [*new_model, *OPTIONS, "--save_steps", "9"]
     run(pretrain, str(shards), tmp_path / "whole", *options, steps=16)
     assert load_json(tmp_path / "whole" / "trainer_state.json")["epoch"] == pytest.approx(16 / 7)
 
@@ -257,7 +257,9 @@ def test_a_streamed_run_that_stopped_becomes_the_run_that_did_not(shards, new_mo
         patch.setattr(pretrain, "CalmTrainer", Stops)
         with pytest.raises(KeyboardInterrupt):
             run(pretrain, str(shards), tmp_path / "parts", *options, steps=16)
+    watch.clear()
     run(pretrain, str(shards), tmp_path / "parts", *options, "--resume", steps=16)
+    assert watch["decoded"] <= 4 * (16 - 9 + 1)  # the loader is a batch ahead of the training
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     for name, weight in whole.items():
         assert torch.equal(parts[name], weight), name
