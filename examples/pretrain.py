@@ -18,7 +18,8 @@ from options import CalmTrainingArguments, parse_arguments, start_run, write_opt
 from shards import find_shards
 from speech_data import DataArguments, read_features, read_split
 from speech_features import check_extractor
-from streaming import SpeechStream, StreamCallback, StreamingArguments, open_stream
+from speech_stream import SpeechStream
+from streaming import StreamCallback, StreamingArguments, open_stream
 from training import SPEC_AUGMENT, CalmTrainer, ModelArguments
 from transformers import set_seed
 

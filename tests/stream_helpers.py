@@ -11,7 +11,7 @@ import soundfile
 from example_helpers import RATE, TEXTS, waveform
 from shards import count_rows, find_shards
 from speech_sources import DataArguments
-from streaming import SpeechStream
+from speech_stream import SpeechStream
 from torch.utils.data import DataLoader
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pretrain
 import pytest
+import speech_stream
 import stream_collation
-import streaming
 import torch
 from example_helpers import load_json, rows, run, write_clips, write_table
 from safetensors.torch import load_file
@@ -66,7 +66,7 @@ def test_every_epoch_and_seed_has_an_order_of_its_own_and_keeps_it(tmp_path):
 def watch(monkeypatch):
     """Counts what happens in this process: `rows` read, clips `decoded`."""
     counts = Counter()
-    read_rows, load_audio = streaming.read_rows, stream_collation.load_audio
+    read_rows, load_audio = speech_stream.read_rows, stream_collation.load_audio
 
     def read(*args):
         for row in read_rows(*args):
@@ -78,7 +78,7 @@ def watch(monkeypatch):
         counts["decoded"] += 1
         return load_audio(*args)
 
-    monkeypatch.setattr(streaming, "read_rows", read)
+    monkeypatch.setattr(speech_stream, "read_rows", read)
     monkeypatch.setattr(stream_collation, "load_audio", load)
     return counts
 
