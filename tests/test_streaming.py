@@ -8,12 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import prepare_data
 import pretrain
 import pytest
+import soundfile
 import speech_stream
 import stream_collation
 import torch
-from example_helpers import load_json, rows, run, write_clips, write_table
+from example_helpers import RATE, load_json, rows, run, waveform, write_clips, write_table
 from safetensors.torch import load_file
 from stream_collation import StreamCollator
 from stream_helpers import batches, flac, open_streams, write_parquet, write_tars
@@ -277,6 +279,26 @@ def test_the_validation_split_may_be_elsewhere(shards, corpus, new_model, tmp_pa
     options = [*new_model, *OPTIONS, "--validation_dataset", corpus]
     run(pretrain, str(shards / "train-*.parquet"), tmp_path / "run", *options, steps=1)
     assert load_json(tmp_path / "run" / "results.json")["validation"]["eval_num_clips"] == 8
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_same_option_groups_by_length_streamed_or_not(shards, new_model, tmp_path, streamed):
+    """`Trainer` would look for a column `length`, and measure what the model is given first, the transcripts."""
+    for i, file in enumerate(write_clips(tmp_path / "corpus" / "train", 48)):
+        soundfile.write(file, waveform(i, 0.2 if i % 3 else 1.6), RATE)
+    write_table(tmp_path / "corpus" / "train" / "metadata.csv", rows(48))
+    corpus = str(tmp_path / "corpus")
+    if streamed:
+        prepare_data.main(["--dataset", corpus, "--output_dir", str(tmp_path / "shards"), "--splits", "train"])
+        corpus = str(tmp_path / "shards")
+    real = {}
+    for strategy in ("random", "group_by_length"):
+        options = [*new_model, "--validation_dataset", str(shards), "--train_sampling_strategy", strategy]
+        options += ["--per_device_train_batch_size", "2", "--logging_steps", "24"] + ["--streaming"] * streamed
+        run(pretrain, corpus, tmp_path / strategy, *options, steps=24)
+        history = load_json(tmp_path / strategy / "trainer_state.json")["log_history"]
+        real[strategy] = next(entry["real_patch_share"] for entry in history if "real_patch_share" in entry)
+    assert real["group_by_length"] > 0.9 > 0.8 > real["random"]
 
 
 RANK = """
