@@ -48,6 +48,8 @@ def load_undecoded(path: str, split: str, trouble: str, **options) -> Dataset | 
             found = {name: Value("binary") if isinstance(kind, Audio) else kind for name, kind in found.items()}
             options["features"] = Features(found)
         dataset = load_dataset(path, split=split, **options)
+    except StopIteration as error:  # what `datasets` makes of an empty JSONL file
+        raise ValueError(f"{trouble}: it is empty") from error
     except (DatasetsError, OSError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise ValueError(f"{trouble}: {cause}") from error

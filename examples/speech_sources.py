@@ -156,7 +156,8 @@ def _load_manifest(manifest: Path, column: str) -> Dataset:
         kind, "train", f"'{manifest}' cannot be read as {kind}", data_files=str(manifest), **options
     )
     if manifest.stem == "metadata" and column not in dataset.column_names and "file_name" in dataset.column_names:
-        dataset = dataset.add_column(column, list(dataset["file_name"]))
+        files = dataset.select_columns("file_name").rename_column("file_name", column)
+        dataset = concatenate_datasets([dataset, files], axis=1)
     if column in dataset.column_names and dataset.features[column] in (Value("string"), Value("large_string")):
         folder = manifest.parent.resolve()
         paths = [None if path is None else str(folder / path) for path in dataset[column]]
@@ -179,19 +180,29 @@ def _load_table(table: Path, name: str, column: str) -> Dataset:
 
 
 def named_files(dataset: Dataset, column: str) -> list[str]:
-    """The files that the rows of `column` leave to be opened: those of rows without the bytes themselves."""
+    """The files that the rows of `column` leave to be opened: those of rows without the bytes themselves.
+
+    Raises:
+        ValueError: if the column holds neither audio nor paths, or now this and now that, so that it cannot be told.
+    """
     if column not in dataset.column_names:
         return []
+    kind = dataset.features[column]
     dataset = dataset.select_columns(column).flatten()
     if f"{column}.bytes" in dataset.column_names:
         blobs = dataset.select_columns(f"{column}.bytes").with_format("arrow")  # which reads no byte of them
         missing = [batch.column(0).is_null().to_numpy() for batch in blobs.iter(1000)]
         dataset = dataset.select(np.flatnonzero(np.concatenate(missing or [np.zeros(0)])))
-        column = f"{column}.path"
-    feature = dataset.features.get(column)
-    if not isinstance(feature, Value) or not feature.dtype.endswith("string"):
-        return []
-    return [path for path in dataset[column] if path is not None]
+    column = f"{column}.path" if f"{column}.path" in dataset.column_names else column
+    feature = dataset.features.get(column, kind)
+    if isinstance(feature, Value) and feature.dtype.endswith("string"):
+        return [path for path in dataset[column] if path is not None]
+    if not isinstance(feature, Value) or feature.dtype not in ("null", "binary", "large_binary"):
+        raise ValueError(
+            f"Column '{column}' holds {feature}, neither paths nor audio. Name the right one with `--audio_column`, or"
+            " give every row the path of its file."
+        )
+    return []
 
 
 def _roots(arguments: DataArguments, own: str | Path) -> list[str]:

@@ -20,6 +20,8 @@ GEOMETRY = {
     "sampling_rate": "sampling_rate", "hop_length": "hop_length", "num_mel_bins": "feature_size",
     "patch_frames": "patch_frames", "patch_bins": "patch_bins", "token_frames": "token_frames",
 }  # fmt: skip
+# Full scale is 1, and PCM handed over as floats reaches 2^31. Far beyond, the power overflows in float32.
+MAX_AMPLITUDE = 1e15
 
 
 class CalmFeatureExtractor(SequenceFeatureExtractor):
@@ -206,8 +208,9 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
             `input_features` (B, P, D) float32 and `input_features_mask` (B, P) int64, with P = T x S.
 
         Raises:
-            ValueError: for a missing or other `sampling_rate`, an empty clip, NaN or infinity, a clip with channels,
-                64-bit integers, or a (2, N) array, which may be a stereo recording.
+            ValueError: for a missing or other `sampling_rate`, no clip or an empty one, NaN, infinity or samples
+                beyond all measure, what is no numbers, a clip with channels, 64-bit integers, or a (2, N) array, which
+                may be a stereo recording.
         """
         if sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -284,12 +287,19 @@ def _as_clips(raw_speech: Any) -> list:
             f"An array of shape {tuple(raw_speech.shape)} may be one stereo recording or two clips. For stereo pass"
             " the mean over the channels, for two clips a list of two arrays."
         )
+    if len(raw_speech) == 0:
+        raise ValueError("The batch holds no clip.")
     return list(raw_speech)
 
 
 def _check_waveform(clip: Any, index: int) -> torch.Tensor:
     """One waveform as a float32 tensor (N,); errors name its place in the batch."""
-    samples = clip.detach() if isinstance(clip, torch.Tensor) else torch.from_numpy(np.array(clip))
+    try:
+        samples = clip.detach() if isinstance(clip, torch.Tensor) else torch.from_numpy(np.array(clip))
+    except TypeError as error:
+        raise ValueError(
+            f"Clip {index} is no row of numbers ({error}). Give samples, e.g. of `load_audio`."
+        ) from error
     if samples.ndim != 1:
         raise ValueError(
             f"Clip {index} has shape {tuple(samples.shape)}; a waveform has one axis. Mix its channels to mono first,"
@@ -307,8 +317,11 @@ def _check_waveform(clip: Any, index: int) -> torch.Tensor:
             " PCM as uint8, int16 or int32."
         )
     samples = samples.float()
-    if not torch.isfinite(samples).all():
-        raise ValueError(f"Clip {index} holds NaN or infinity. Repair the recording or leave it out.")
+    if not samples.abs().max() <= MAX_AMPLITUDE:  # nor is NaN
+        raise ValueError(
+            f"Clip {index} holds NaN or infinity, or samples above {MAX_AMPLITUDE:g} where full scale is 1. Repair the"
+            " recording or leave it out."
+        )
     return samples
 
 

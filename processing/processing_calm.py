@@ -64,8 +64,11 @@ class CalmProcessor(ProcessorMixin):
             `input_features_mask` (B, P).
 
         Raises:
-            ValueError: if the numbers of clips and transcripts differ; see also the feature extractor.
+            ValueError: if the numbers of clips and transcripts differ, or `text` is no text or an empty list; see also
+                the feature extractor.
         """
+        if isinstance(text, list) and not text:
+            raise ValueError("`text` holds no transcript; leave it out for audio alone.")
         given = {**kwargs.get("common_kwargs", {}), **kwargs}
         text_options = {**self.tokenizer.init_kwargs, **given, **kwargs.get("text_kwargs", {})}
         text_defaults = {} if "padding" in text_options else {"padding": True}

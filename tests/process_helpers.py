@@ -9,9 +9,9 @@ import sys
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 
-def forked(task, *arguments) -> int:
+def forked(task, *arguments, timeout: float = 120) -> int:
     """The exit code of a process that runs `task(*arguments)`; minus the signal's number if one ended it."""
-    return _join([_start(task, *arguments)])[0]
+    return _join([_start(task, *arguments)], timeout)[0]
 
 
 def forked_ranks(task, ranks: int = 2) -> list[int]:
@@ -41,9 +41,9 @@ def _start(task, *arguments) -> multiprocessing.Process:
     return process
 
 
-def _join(processes: list[multiprocessing.Process]) -> list[int]:
+def _join(processes: list[multiprocessing.Process], timeout: float = 120) -> list[int]:
     for process in processes:
-        process.join(120)
+        process.join(timeout)
         if process.is_alive():
             for other in processes:
                 other.kill()

@@ -137,3 +137,8 @@ def test_the_demo_tokenizer_and_language_model_agree(minilm_folder, audio_config
     words = processor(text=["happy", "glad", "table"], return_tensors="pt")
     happy, glad, table = model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output
     assert happy @ glad > happy @ table + 0.1
+
+
+def test_no_transcripts_are_refused(processor, noise):
+    with pytest.raises(ValueError, match="`text` holds no transcript"):
+        processor(audio=noise(0.2), text=[], sampling_rate=16000)

@@ -1,5 +1,6 @@
 """Every form of a data set gives the same rows; what is not there is told with what is."""
 
+import json
 import shutil
 
 import datasets
@@ -209,3 +210,27 @@ def test_parquet_that_names_files_instead_of_holding_them(tmp_path):
                 read(tmp_path / "corpus", label=False)
         else:
             assert len(read(tmp_path / "corpus", label=False)) == 7
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"audio": "FILE"}, {"audio": 5}], "Column 'audio' holds .*neither paths nor audio"),
+        ([{"audio": {"path": "FILE"}}], "names 1 files outside"),
+        ([{"audio": [0.1, 0.2]}], "Column 'audio' holds .*neither paths nor audio.*--audio_column"),
+    ],
+)
+def test_no_form_of_the_audio_column_leads_out_of_the_folder(tmp_path, rows, message):
+    """A column of now this and now that was opened without a look at where its paths lead."""
+    (private,) = write_clips(tmp_path / "private", 1)
+    (tmp_path / "corpus").mkdir()
+    lines = [json.dumps(row | {"text": "go"}).replace("FILE", str(private)) for row in rows]
+    (tmp_path / "corpus" / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "corpus", label=False, skip_bad_audio=True)
+
+
+def test_an_empty_jsonl_file_is_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(ValueError, match="train.jsonl' cannot be read as json: it is empty"):
+        read(tmp_path)
