@@ -327,6 +327,20 @@ class CalmModel(CalmPreTrainedModel):
             input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
             top_k: how many, k.
             excluded_token_ids: never answered, besides `config.special_token_ids`; e.g. unused pieces.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from modeling_calm import CalmConfig, CalmModel
+
+        >>> tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> model = CalmModel(CalmConfig(audio_config={**tiny, "num_context_layers": 1}, text_config=tiny)).eval()
+        >>> nearest = model.nearest_tokens(torch.randn(1, 12, 320), top_k=3)
+        >>> nearest.token_ids.shape, nearest.time_spans[1]  # in seconds
+        (torch.Size([1, 2, 3]), tensor([0.2400, 0.4800]))
+
+        ```
         """
         outputs = self.audio_model(input_features, input_features_mask)
         tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)  # (B, T, E)
@@ -499,6 +513,24 @@ class CalmForPreTraining(CalmPreTrainedModel):
 
     A stage is a choice of weights in the configuration and of frozen modules; with both masked terms at 0 the language
     model does not run. A step is a function of its batch: all random masks come from the collator.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_calm import CalmConfig, CalmForPreTraining
+
+    >>> tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    >>> config = CalmConfig(audio_config={**tiny, "num_context_layers": 1}, text_config=tiny)
+    >>> model = CalmForPreTraining(config)
+    >>> words, patches = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.randn(2, 12, 320)
+    >>> output = model(words, patches, pair_indices=torch.tensor([0, 0]))  # no `labels`, no `mask_time_indices`
+    >>> [name for name in output if name.endswith("loss")]
+    ['loss', 'audio_text_loss', 'audio_audio_loss']
+    >>> output.logits_per_audio.shape
+    torch.Size([2, 2])
+
+    ```
     """
 
     accepts_loss_kwargs = False  # the terms divide by their own counts; Trainer would divide again
@@ -677,6 +709,23 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
     The head sees the language model's pooled states and, beside them, SpecTran's: what a voice tells beyond its words
     need not pass through the space of words. Our choice. Single-label, multi-label and regression by
     `config.problem_type`; audio alone, text alone or both.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_calm import CalmConfig, CalmForSequenceClassification
+
+    >>> tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    >>> config = CalmConfig(audio_config={**tiny, "num_context_layers": 1}, text_config=tiny, num_labels=4)
+    >>> model = CalmForSequenceClassification(config).eval()
+    >>> model(input_features=torch.randn(2, 12, 320)).logits.shape  # the voice alone
+    torch.Size([2, 4])
+    >>> output = model(torch.tensor([[5, 6, 7]]), torch.randn(1, 12, 320), labels=torch.tensor([3]))
+    >>> output.loss.shape
+    torch.Size([])
+
+    ```
     """
 
     accepts_loss_kwargs = False  # the loss is a mean already; Trainer would divide it again

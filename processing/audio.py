@@ -36,7 +36,14 @@ _WAV_SIZE_NOTE = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
 class AudioError(ValueError):
-    """An audio source that cannot be read; the message names the source, what is wrong and what to do about it."""
+    """An audio source that cannot be read; the message names the source, what is wrong and what to do about it.
+
+    Example:
+        >>> load_audio("missing.wav")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        processing.audio.AudioError: missing.wav: is no such file; check the path ...
+    """
 
 
 def load_audio(
@@ -64,6 +71,12 @@ def load_audio(
             finite, or claims more than 16 channels, a rate outside 1 kHz to 384 kHz or too long a duration.
         TypeError: If `source` is none of the accepted types.
         ValueError: If `sampling_rate` is outside 1 kHz to 384 kHz.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> soundfile.write(file, np.zeros((4000, 2)), 8000, format="flac")  # half a second in stereo
+        >>> load_audio(file.getvalue()).shape
+        (8000,)
     """
     if not MIN_SAMPLE_RATE_HZ <= sampling_rate <= MAX_SAMPLE_RATE_HZ:
         raise ValueError(
@@ -102,6 +115,10 @@ def as_waveform(audio: Any, sampling_rate: int = 16000) -> np.ndarray:
         ValueError: For samples in a dict without a rate or with one outside 1 kHz to 384 kHz, and for samples to
             resample that have channels or are neither floats nor signed PCM.
         TypeError, AudioError: See `load_audio`.
+
+    Example:
+        >>> as_waveform({"array": np.zeros(4000, np.float32), "sampling_rate": 8000}).shape
+        (8000,)
     """
     if hasattr(audio, "get_all_samples"):
         decoded = audio.get_all_samples()

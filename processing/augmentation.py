@@ -129,6 +129,12 @@ class SpecAugment:
 
     Raises:
         ValueError: If a number is negative or `max_time_fraction` is outside 0 to 1.
+
+    Example:
+        >>> augmentation = SpecAugment(num_time_masks=1, num_frequency_masks=0)
+        >>> masked = augmentation(torch.ones(1, 200, 80), [100], np.random.default_rng(0))
+        >>> masked.shape, bool((masked[0, 100:] == 1).all()), int((masked[0] == 0).all(-1).sum()) <= 20
+        (torch.Size([1, 200, 80]), True, True)
     """
 
     num_time_masks: int = 2

@@ -15,7 +15,12 @@ __all__ = ["Interval", "bootstrap_interval", "paired_bootstrap"]
 
 
 class Interval(NamedTuple):
-    """A number with its bootstrap interval."""
+    """A number with its bootstrap interval.
+
+    Example:
+        >>> Interval(estimate=0.1, low=-0.02, high=0.2).above_zero
+        False
+    """
 
     estimate: float
     low: float

@@ -129,6 +129,25 @@ class DataCollatorForCalmPreTraining(_Collator):
 
     A call takes the rows and, optionally, the `numpy.random.Generator` of all draws; without one they depend on
     torch's global random state. It returns the model's inputs; see [`CalmForPreTraining`].
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from processing import CalmFeatureExtractor, CalmProcessor, DataCollatorForCalmPreTraining
+    >>> from transformers import BertTokenizer
+
+    >>> pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "stop", "go", "left"]
+    >>> tokenizer = BertTokenizer({piece: index for index, piece in enumerate(pieces)})
+    >>> processor = CalmProcessor(CalmFeatureExtractor(), tokenizer)
+    >>> second = np.random.default_rng(0).normal(size=16000)
+    >>> batch = DataCollatorForCalmPreTraining(processor)(
+    ...     [{"audio": second, "text": "go left"}, {"audio": second, "text": "stop"}]
+    ... )
+    >>> batch["input_ids"].shape, batch["labels"].shape, batch["mask_time_indices"].shape
+    (torch.Size([2, 4]), torch.Size([2, 4]), torch.Size([2, 5]))
+
+    ```
     """
 
     mlm_probability: float = 0.15
@@ -192,6 +211,25 @@ class DataCollatorForCalmClassification(_Collator):
 
     A call takes the rows and, optionally, the `numpy.random.Generator` of all draws. It returns the model's inputs;
     `labels` where the rows have a `label`, long for classes, float for targets.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from processing import CalmFeatureExtractor, CalmProcessor, DataCollatorForCalmClassification
+    >>> from transformers import BertTokenizer
+
+    >>> pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "stop", "go", "left"]
+    >>> tokenizer = BertTokenizer({piece: index for index, piece in enumerate(pieces)})
+    >>> processor = CalmProcessor(CalmFeatureExtractor(), tokenizer)
+    >>> second = np.random.default_rng(0).normal(size=16000)
+    >>> batch = DataCollatorForCalmClassification(processor)(
+    ...     [{"audio": second, "text": "stop", "label": 1}, {"audio": None, "text": "go left", "label": 0}]
+    ... )
+    >>> batch["input_features_mask"].sum(-1), batch["labels"]
+    (tensor([25,  0]), tensor([1, 0]))
+
+    ```
     """
 
     def __call__(self, rows: Sequence[dict], generator: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
@@ -220,6 +258,18 @@ class SeededCollator:
 
     Raises (from a call):
         ValueError: if a row has no number.
+
+    Example:
+
+    ```python
+    >>> from processing import SeededCollator
+
+    >>> draw = SeededCollator(lambda rows, generator: {"number": generator.integers(1000)}, seed=0)
+    >>> draw([{"row": 3}, {"row": 8}]) == draw([{"row": 3}, {"row": 8}])
+    True
+    >>> draw.set_epoch(1)
+
+    ```
     """
 
     def __init__(self, collator: Callable[[Sequence[dict], np.random.Generator], dict], seed: int):

@@ -16,6 +16,25 @@ class CalmProcessor(ProcessorMixin):
     Args:
         feature_extractor ([`CalmFeatureExtractor`]): reads the waveforms.
         tokenizer ([`PreTrainedTokenizerBase`]): the tokenizer of the language model.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from processing import CalmFeatureExtractor, CalmProcessor
+    >>> from transformers import BertTokenizer
+
+    >>> pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "stop", "go", "left"]
+    >>> tokenizer = BertTokenizer({piece: index for index, piece in enumerate(pieces)})
+    >>> processor = CalmProcessor(CalmFeatureExtractor(), tokenizer)
+    >>> clips = np.random.default_rng(0).normal(size=(2, 16000))
+    >>> inputs = processor(audio=list(clips), text=["stop", "go left"], sampling_rate=16000, return_tensors="pt")
+    >>> inputs["input_ids"].tolist()
+    [[2, 5, 3, 0], [2, 6, 7, 3]]
+    >>> inputs["input_features"].shape
+    torch.Size([2, 30, 320])
+
+    ```
     """
 
     def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):

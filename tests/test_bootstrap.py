@@ -1,12 +1,10 @@
 """`processing.bootstrap`: intervals that statistics predicts, seeds that are averaged, pairs that stay paired."""
 
-import doctest
 import math
 
 import numpy as np
 import pytest
 
-import processing.bootstrap
 from processing.bootstrap import bootstrap_interval, paired_bootstrap
 from processing.metrics import unweighted_average_recall, weighted_accuracy
 
@@ -19,11 +17,6 @@ def mean(values: np.ndarray) -> float:
 def predict(labels: np.ndarray, accuracy: float, generator: np.random.Generator) -> np.ndarray:
     """Predictions of 4 classes that are right with the given probability."""
     return np.where(generator.random(len(labels)) < accuracy, labels, (labels + 1) % 4)
-
-
-def test_examples_in_the_docstrings():
-    """An example that no longer holds misleads whoever copies it."""
-    assert doctest.testmod(processing.bootstrap).failed == 0
 
 
 def test_the_interval_of_a_mean_is_the_one_of_the_central_limit_theorem():

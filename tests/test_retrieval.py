@@ -1,13 +1,11 @@
 """`processing.retrieval`: hand-worked rankings, the equations transcribed word by word, and what must be refused."""
 
-import doctest
 import math
 
 import numpy as np
 import pytest
 import torch
 
-import processing.retrieval
 from processing.retrieval import (
     alignment,
     audio_text_retrieval,
@@ -16,11 +14,6 @@ from processing.retrieval import (
     retrieval_ranks,
     uniformity,
 )
-
-
-def test_examples_in_the_docstrings():
-    """An example that no longer holds misleads whoever copies it."""
-    assert doctest.testmod(processing.retrieval).failed == 0
 
 
 def average_precision(scores: list[float], relevant: list[bool], k: int) -> float:
