@@ -15,7 +15,14 @@ from example_helpers import save_language_model
 from model_helpers import LANGUAGE_MODELS, language_model_config, spoil
 from transformers import AutoConfig, AutoTokenizer
 
-from modeling_calm import CalmAudioConfig, CalmAudioModel, CalmConfig, CalmForSequenceClassification, CalmModel
+from modeling_calm import (
+    CalmAudioConfig,
+    CalmAudioModel,
+    CalmConfig,
+    CalmForPreTraining,
+    CalmForSequenceClassification,
+    CalmModel,
+)
 from processing import CalmFeatureExtractor, CalmProcessor
 
 SHAPES = [(clips, words, tokens) for clips in (1, 4) for words, tokens in ((1, 1), (9, 2), (4, 7))]
@@ -141,6 +148,28 @@ def test_a_graph_of_one_modality_holds_what_it_needs(small, tmp_path, modalities
         assert "text_model" in parts and "last_hidden_state" in graph.outputs
         assert ("text_embeds" in graph.outputs) is (modalities == "text")
         assert ("audio_embeds" in graph.outputs) is (modalities == "audio")
+
+
+@pytest.mark.parametrize("kind", [CalmAudioModel, CalmForPreTraining])
+def test_every_checkpoint_is_exported_as_what_it_is_for(kind, small, tokenizer, monkeypatch, tmp_path):
+    """SpecTran has no tokenizer, and a pretraining checkpoint gives embeddings; the exporter itself is left out."""
+    alone = kind is CalmAudioModel
+    kind(small.audio_config if alone else small).save_pretrained(tmp_path / "run")
+    extractor = CalmFeatureExtractor.from_audio_config(small.audio_config)
+    (extractor if alone else CalmProcessor(extractor, tokenizer)).save_pretrained(tmp_path / "run")
+
+    def write(program, graph, file):
+        file.write_bytes(b"a graph")
+        return lambda inputs: [graph(**inputs)[name].detach().numpy() for name in graph.outputs]
+
+    monkeypatch.setitem(export.WRITERS, "onnx", write)
+    monkeypatch.setattr(export.Graph, "trace", lambda self: None)
+    results = export.main(["--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")])
+    assert results["inputs"] == export.INPUTS["audio" if alone else "both"]
+    assert set(results["outputs"]) >= ({"last_hidden_state"} if alone else {"audio_embeds", "text_embeds"})
+    assert "loss" not in results["outputs"] and results["max_tokens"] == (None if alone else 48)
+    loaded = (CalmFeatureExtractor if alone else CalmProcessor).from_pretrained(tmp_path / "out")
+    getattr(loaded, "feature_extractor", loaded).check_geometry(small.audio_config)
 
 
 @pytest.mark.parametrize("fault", ["other numbers", "not a number", "another shape"])
