@@ -298,7 +298,7 @@ def test_the_same_option_groups_by_length_streamed_or_not(shards, new_model, tmp
         run(pretrain, corpus, tmp_path / strategy, *options, steps=24)
         history = load_json(tmp_path / strategy / "trainer_state.json")["log_history"]
         real[strategy] = next(entry["real_patch_share"] for entry in history if "real_patch_share" in entry)
-    assert real["group_by_length"] > 0.9 > 0.8 > real["random"]
+    assert real["group_by_length"] > 0.8 > 0.7 > real["random"]
 
 
 RANK = """
