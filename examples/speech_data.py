@@ -127,7 +127,8 @@ def read_labels(dataset: Dataset, columns: list[str], split: str) -> list:
     Class labels of `datasets` and booleans become names.
 
     Raises:
-        ValueError: lists the rows without a label; names the column that should hold numbers and does not.
+        ValueError: lists the rows without a label; names the column that should hold numbers and does not, or that
+            holds now this and now that.
     """
     values = {}
     for name in columns:
@@ -142,7 +143,14 @@ def read_labels(dataset: Dataset, columns: list[str], split: str) -> list:
             )
     if len(columns) > 1:
         return [[float(value) for value in row] for row in zip(*values.values(), strict=True)]
-    return [str(value) if isinstance(value, bool) else value for value in values[columns[0]]]
+    labels = [str(value) if isinstance(value, bool) else value for value in values[columns[0]]]
+    kinds = {type(label) for label in labels}
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        raise ValueError(
+            f"Column '{columns[0]}' of split '{split}' mixes {' and '.join(sorted(kind.__name__ for kind in kinds))}."
+            " Write all labels as text, or all as numbers."
+        )
+    return labels
 
 
 def stamp_files(dataset: Dataset, column: str) -> str:

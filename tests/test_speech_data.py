@@ -1,5 +1,6 @@
 """What comes out of a data set, and every fault of one told at once, by row and with a remedy, before training."""
 
+import json
 import logging
 
 import datasets
@@ -151,3 +152,12 @@ def test_names_in_several_label_columns_are_refused(tmp_path):
 def test_a_column_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"no column 'transcript'; it has \[.*'text', 'emotion'.*--text_column"):
         read(write_corpus(tmp_path, splits=("train",)), text_column="transcript")
+
+
+def test_labels_of_several_kinds_are_refused(tmp_path):
+    """JSON knows no columns: one label may be a name and the next a number."""
+    write_clips(tmp_path, 2)
+    lines = [{"audio": f"clip_{i}.wav", "text": "go", "emotion": label} for i, label in enumerate(["calm", 0])]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="Column 'emotion' of split 'train' mixes int and str.*all as numbers"):
+        read(tmp_path)
