@@ -105,13 +105,9 @@ class SkipNonFinite(TrainerCallback, ExportableState):
     """Skip a step whose loss or gradient is not finite: weights and optimizer stay as they were, on all ranks.
 
     The learning rate follows its schedule, which counts steps. Counts are saved with a checkpoint.
-
-    Args:
-        max_skipped_steps: so many steps in a row may be skipped.
     """
 
-    def __init__(self, max_skipped_steps: int):
-        self.max_skipped_steps = max_skipped_steps
+    def __init__(self):
         self.skipped_steps = self.skipped_in_a_row = 0
         self.losses, self.clips = [], []  # of the step under way
 
@@ -120,11 +116,11 @@ class SkipNonFinite(TrainerCallback, ExportableState):
         self.losses.append(loss.detach())
         self.clips.extend(clips)
 
-    def judge(self, model: torch.nn.Module, grad_norm: torch.Tensor | float, step: int) -> None:
+    def judge(self, model: torch.nn.Module, grad_norm: torch.Tensor | float, step: int, max_in_a_row: int) -> None:
         """Drop the accumulated gradient if something is not finite; without gradients an optimizer does nothing.
 
         Raises:
-            FloatingPointError: after more than `max_skipped_steps` in a row.
+            FloatingPointError: after more than `max_in_a_row` such steps in a row.
         """
         norm = torch.as_tensor(grad_norm, device=self.losses[0].device)
         finite = torch.stack([*self.losses, norm]).isfinite()  # a norm is finite where every gradient is
@@ -139,7 +135,7 @@ class SkipNonFinite(TrainerCallback, ExportableState):
         clips = gather_object(clips)  # the contrast is among the clips of all ranks
         what = "gradient" if finite[:-1].all() else "loss"
         logger.warning("Step %d is skipped, its %s is not finite. Its clips: %s", step, what, ", ".join(clips))
-        if self.skipped_in_a_row > self.max_skipped_steps:
+        if self.skipped_in_a_row > max_in_a_row:
             raise FloatingPointError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or a gradient that is not finite, up to step"
                 f" {step} with the clips {clips}. The weights are still those before them. Look at these clips, lower"
@@ -149,7 +145,7 @@ class SkipNonFinite(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         return {
-            "args": {"max_skipped_steps": self.max_skipped_steps},
+            "args": {},
             "attributes": {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row},
         }
 

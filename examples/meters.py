@@ -23,31 +23,32 @@ LOSS_TERMS = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "ma
 
 
 class TermMeter:
-    """Means of the loss terms, and of the cosine between the audio embeddings of different clips."""
+    """Means of the loss, of its terms, and of the cosine between the audio embeddings of different clips."""
+
+    NAMES = ("loss", *LOSS_TERMS, "audio_embeds_cosine")
 
     def __init__(self):
         self.values = defaultdict(list)
 
     def see(self, outputs: dict[str, torch.Tensor]) -> None:
         """Take note of the model's outputs for a micro-batch."""
-        for name in LOSS_TERMS:
+        for name in ("loss", *LOSS_TERMS):
             if outputs.get(name) is not None:
-                self.values[name].append(outputs[name].detach())
+                self.values[name].append(outputs[name].detach().float())
         if outputs.get("audio_embeds") is not None:
             self.values["audio_embeds_cosine"].append(mean_cosine(outputs["audio_embeds"].detach()))
 
-    def report(self) -> dict[str, float]:
+    def report(self, device: torch.device) -> dict[str, float]:
         """The means since the last report, without values that are not finite: those steps were skipped."""
-        report = {}
-        for name, values in self.values.items():
-            values = torch.stack(values).float()
-            values = values[values.isfinite()]
-            sums = torch.stack([values.sum(), values.new_tensor(len(values))])
-            total, count = gather(sums[None]).sum(0).tolist()
-            if count:
-                report[name] = round(total / count, 4)
+        sums = torch.zeros(len(self.NAMES), 2, device=device)  # total and count
+        for place, name in enumerate(self.NAMES):
+            if self.values[name]:
+                values = torch.stack(self.values[name])
+                finite = values.isfinite()
+                sums[place] = torch.stack([values.where(finite, 0).sum(), finite.sum()])
         self.values.clear()
-        return report
+        totals = gather(sums[None]).sum(0).tolist()
+        return {name: total / count for name, (total, count) in zip(self.NAMES, totals, strict=True) if count}
 
 
 def mean_cosine(embeds: torch.Tensor) -> torch.Tensor:

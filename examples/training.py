@@ -91,7 +91,7 @@ class CalmTrainer(SealingTrainer):
         super().__init__(*args, data_collator=data_collator, **kwargs)
         self.data_collator, self.eval_collator = SeededCollator(data_collator, self.args.seed), eval_collator
         self.terms, self.work, self.stop = TermMeter(), WorkMeter(self.model.config.audio_config), StopOnSigterm()
-        for callback in (SkipNonFinite(self.args.max_skipped_steps), WarnOfCollapse(), self.work, self.stop):
+        for callback in (SkipNonFinite(), WarnOfCollapse(), self.work, self.stop):
             self.add_callback(callback)
         self._order = None  # of clips grouped by length
         if self.is_fsdp_enabled:
@@ -219,7 +219,8 @@ class CalmTrainer(SealingTrainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        self._callback(SkipNonFinite).judge(model, grad_norm, self.state.global_step + 1)
+        step, limit = self.state.global_step + 1, self.args.max_skipped_steps
+        self._callback(SkipNonFinite).judge(model, grad_norm, step, limit)
         return grad_norm
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -231,7 +232,8 @@ class CalmTrainer(SealingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self.terms.report()
+            del logs["loss"]  # which fills the gap of a skipped step with a guess
+            logs |= self.terms.report(self.args.device)
             if "audio_text_loss" in logs:
                 # A model that knows nothing has this loss: the contrast among a batch of equal candidates.
                 logs["chance_loss"] = round(
