@@ -125,6 +125,11 @@ def test_no_workers_need_no_other_option():
     assert not parse("--dataloader_num_workers", "0")[2].dataloader_persistent_workers
 
 
+def test_there_is_one_answer_to_sigterm():
+    with pytest.raises(ValueError, match="SIGTERM is answered by a checkpoint anyway.*--enable_jit_checkpoint"):
+        parse("--enable_jit_checkpoint", "true")
+
+
 def test_an_audio_configuration_that_is_not_there():
     with pytest.raises(ValueError, match=r"--audio_config huge.* 'small', 'tiny'"):
         parse("--audio_config", "huge")[0].spectran()

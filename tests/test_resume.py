@@ -147,6 +147,37 @@ def test_all_ranks_stop_after_the_same_step(options, tmp_path):
     assert_equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
+class InterruptAfterSaving(Interrupt):
+    """The process is killed when the checkpoint of a step is whole."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        pass
+
+    on_save = Interrupt.on_step_end
+
+
+STILL = ["--learning_rate", "0", "--text_learning_rate", "0", "--head_learning_rate", "0"]  # so no result gets better
+ENDS = {
+    "in the middle of an epoch": (10, []),
+    "early": (
+        8,
+        [*STILL, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--early_stopping_patience", "1",
+         "--max_steps", "-1", "--num_train_epochs", "5"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_killed_when_it_was_over_trains_no_more(options, tmp_path, end):
+    """The library would train for another step, or on until the next evaluation."""
+    last, more = ENDS[end]
+    assert train(options, tmp_path / "whole", *more) == 0
+    assert (tmp_path / "whole" / f"checkpoint-{last}").is_dir()
+    assert train(options, tmp_path / "run", *more, callbacks=[InterruptAfterSaving(last)]) == -signal.SIGKILL
+    assert train(options, tmp_path / "run", *more, "--resume") == 0
+    assert_equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
 MOMENTS = {
     "weights half written": (transformers.PreTrainedModel, "save_pretrained", "checkpoint-3"),
     "optimizer half written": (torch, "save", "checkpoint-3"),
