@@ -45,6 +45,9 @@ class PretrainingArguments(ModelArguments):
     audio_audio_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     masked_language_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     masked_acoustic_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
+    contrastive_chunk_size: int | None = field(
+        default=None, metadata={"help": "Clips whose activations are held at once, so that a batch can be large."}
+    )
 
 
 def objectives(arguments: PretrainingArguments) -> dict[str, float]:
@@ -118,7 +121,9 @@ def main(argv: list[str] | None = None) -> dict:
     checkpoint = start_run(training)
     set_seed(training.seed)
     processor = arguments.load_processor()
-    model = arguments.load_model(CalmForPreTraining, **objectives(arguments))
+    model = arguments.load_model(
+        CalmForPreTraining, contrastive_chunk_size=arguments.contrastive_chunk_size, **objectives(arguments)
+    )
     freeze(model, arguments)
     train, validation = read_data(data, streaming, training, processor)
 

@@ -18,7 +18,8 @@ from modeling_calm import CalmAudioConfig, CalmConfig, CalmForSequenceClassifica
 from processing import CalmFeatureExtractor, CalmProcessor, load_audio  # noqa: E402
 
 torch.set_num_threads(1)  # toys gain nothing from a second thread, and on a busy machine wait for it ten times longer
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "benchmarks")]
 
 DATA = Path(os.environ.get("CALM_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

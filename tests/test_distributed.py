@@ -76,6 +76,7 @@ def compare_steps(toy, pretraining_batch, select, tmp_path_factory):
             "even": ({}, even, four[:1]),
             "uneven": ({}, uneven, four[:1]),
             "chunks": ({"contrastive_chunk_size": 2}, even, four[:1]),
+            "uneven, chunks": ({"contrastive_chunk_size": 3}, uneven, four[:1]),
             "four batches a step": ({}, even, four),
             "four batches of chunks a step": ({"contrastive_chunk_size": 3}, even, four),
             "a rank without pairs": ({}, even, [unpaired]),
@@ -257,6 +258,7 @@ def test_the_launcher_trains_on_two_processes_what_one_trains(corpus, new_model,
     """The commands of the documentation, on processes of one machine or of two; the second "machine" is this one."""
     options = [*new_model, "--audio_audio_loss_weight", "0", "--use_cpu", "true"]  # pairs are drawn batch by batch
     run(pretrain, corpus, tmp_path / "one", *options, steps=4)
+    options += ["--contrastive_chunk_size", "2"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -258,6 +258,14 @@ def test_an_error_in_a_chunk_names_the_row_of_the_batch(config, pretraining_batc
         model(**long)
 
 
+def test_a_rank_with_fewer_clips_than_chunks_is_refused(config, pretraining_batch, monkeypatch):
+    """All ranks run as many chunks as the one with most: sharded layers are gathered by all of them together."""
+    monkeypatch.setattr("modeling_calm.modeling_calm.largest_over_ranks", lambda count, device: 5)
+    config.contrastive_chunk_size = 2
+    with pytest.raises(ValueError, match="has 4 clips, and another 5 chunks of 2. Give every rank as many"):
+        CalmForPreTraining(config).train()(**pretraining_batch())
+
+
 @pytest.mark.parametrize("name", ["labels", "pair_indices", "input_features_mask"])
 def test_inputs_of_different_numbers_of_rows_are_refused(config, pretraining_batch, name):
     """Cut into chunks, the rows that are too many would vanish without a word."""

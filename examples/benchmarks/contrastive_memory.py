@@ -1,0 +1,104 @@
+"""Peak memory of a pretraining step over the batch size, with `contrastive_chunk_size` and without.
+
+    python examples/benchmarks/contrastive_memory.py
+    python examples/benchmarks/contrastive_memory.py --batches 256 4096 --chunk 64 --audio_config base --device cuda
+
+A point is the forward and backward pass of all four objectives on random clips of one length, in a process of its own.
+Its figure is the peak above the level just before the step, so that neither inputs nor weights nor gradients count: on
+a GPU that of torch's allocator; on a CPU that of the resident set, where every block of more than 64 KiB is given back
+when it is freed, the memory of imports cannot hide anything, and autograd's own bookkeeping counts too.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from random_batches import add_geometry, build_model, describe, draw_batch
+
+from modeling_calm import CalmForPreTraining
+
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    argv = sys.argv[1:] if argv is None else argv
+    options = parse(argv)
+    if options.point:
+        print(peak_of_a_step(options))
+        return {}
+    result = {"geometry": describe(options), "device": options.device, "chunk": options.chunk, "points": []}
+    print({name: value for name, value in result.items() if name != "points"})
+    print(f"\n| batch | chunks of {options.chunk} | beside the first | whole batch |\n|---|---|---|---|")
+    for batch in options.batches:
+        peak = measure(batch, options.chunk, argv)
+        whole = measure(batch, batch, argv) if batch <= options.largest_whole else None
+        result["points"].append({"batch": batch, "chunked_bytes": peak, "whole_bytes": whole})
+        ratio = peak / result["points"][0]["chunked_bytes"]
+        print(f"| {batch} | {in_mib(peak)} | {ratio:.2f} | {in_mib(whole) if whole else ''} |", flush=True)
+    if options.output is not None:
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
+    parser.add_argument("--chunk", type=int, default=128, help="Clips in a chunk.")
+    parser.add_argument("--largest_whole", type=int, default=1024, help="No larger batch is tried without chunks.")
+    add_geometry(parser, audio_config="small", text_layers=2, text_width=384, seconds=2.0, words=12)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures.")
+    parser.add_argument("--point", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def measure(batch: int, chunk: int, argv: list[str]) -> int:
+    """`peak_of_a_step` in a process of its own."""
+    command = [sys.executable, __file__, *argv, "--batches", str(batch), "--chunk", str(chunk), "--point"]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout)
+
+
+def peak_of_a_step(options: argparse.Namespace) -> int:
+    """Bytes that a step needs at its peak above what it finds."""
+    torch.manual_seed(0)
+    model = build_model(options, contrastive_chunk_size=options.chunk).to(options.device).train()
+    batches = [draw_batch(options, clips) for clips in (8, options.batches[0])]
+    small, batch = ({key: value.to(options.device) for key, value in batch.items()} for batch in batches)
+    del batches
+    step(model, small)  # makes the gradients, and loads what libraries load late
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(model, batch)
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what the step could take from the heap unseen
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM, the peak, to VmRSS: proc(5)
+    step(model, batch)
+    return resident("VmHWM") - before
+
+
+def step(model: CalmForPreTraining, batch: dict[str, torch.Tensor]) -> None:
+    """Forward and backward; the gradients are written where the last step left them."""
+    model.zero_grad(set_to_none=False)
+    model(**batch).loss.backward()
+
+
+def resident(name: str) -> int:
+    """`VmRSS` or `VmHWM` of this process in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def in_mib(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"
+
+
+if __name__ == "__main__":
+    main()
