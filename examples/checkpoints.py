@@ -53,7 +53,7 @@ def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or `None` if it is whole."""
     if not (checkpoint / SEAL).is_file():
         return f"it has no {SEAL}: it was being written when the run ended"
-    sums = (checkpoint / SEAL).read_text()
+    sums = (checkpoint / SEAL).read_text(errors="replace")
     if not sums.endswith("\n"):
         return f"'{SEAL}' is cut short"
     for line in sums.splitlines():
@@ -112,7 +112,7 @@ class SealingTrainer(Trainer):
         super()._save(output_dir, state_dict)
         # The options stand in config.yaml as text; a pickle is an invitation to load one.
         if self.args.should_save:
-            (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink()
+            (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
 def _describe(run: Path, checkpoint: Path, error: Exception) -> str:

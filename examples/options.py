@@ -114,6 +114,8 @@ def write_options(training: TrainingArguments, defaults: dict, *options) -> None
         if entry.init and plain and (chosen or entry.name in defaults) and entry.name not in ("resume", "hub_token"):
             settings[entry.name] = getattr(value, "value", value)
     settings["output_dir"] = training.output_dir
+    if training.report_to:  # a list by now, though the command line takes one tracker, or "all"
+        settings["report_to"] = training.report_to[0] if len(training.report_to) == 1 else "all"
     folder = Path(training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True))

@@ -99,6 +99,15 @@ def test_a_run_repeats_from_its_config(tmp_path):
             assert getattr(again[2], entry.name) == value, entry.name
 
 
+def test_the_tracker_of_a_run_stands_in_its_config(tmp_path):
+    """A run that goes on from its config.yaml would be logged no more."""
+    training = parse(folder=str(tmp_path))[2]
+    for report_to, expected in ((["wandb"], "wandb"), (["tensorboard", "wandb"], "all"), ([], None)):
+        training.report_to = report_to
+        write_options(training, DEFAULTS)
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text()).get("report_to") == expected
+
+
 @pytest.mark.parametrize("trace", ["config.yaml", "config.json", "checkpoint-3/model.safetensors"])
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path, trace):
     (tmp_path / trace).parent.mkdir(exist_ok=True)

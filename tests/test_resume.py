@@ -240,18 +240,19 @@ def write_checkpoints(run: Path, *steps: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", checkpoints.SEAL])
-@pytest.mark.parametrize("damage", ["cut short", "emptied", "overwritten", "lost"])
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "zeroed", "scrambled", "lost"])
 def test_a_damaged_checkpoint_is_reported_and_set_aside(tmp_path, name, damage, caplog):
     """Zeros where the weights were load without an error."""
     last = write_checkpoints(tmp_path, 9, 10)[-1]
     file = last / name
     size = file.stat().st_size
+    contents = {
+        "cut short": file.read_bytes()[: size // 2], "emptied": b"", "zeroed": bytes(size), "lost": b"",
+        "scrambled": np.random.default_rng(0).bytes(size),
+    }  # fmt: skip
+    file.write_bytes(contents[damage])
     if damage == "lost":
         file.unlink()
-    else:
-        file.write_bytes(
-            {"cut short": file.read_bytes()[: size // 2], "emptied": b"", "overwritten": bytes(size)}[damage]
-        )
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
     assert name in caplog.text and "torn-checkpoint-10" in caplog.text
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
