@@ -143,7 +143,7 @@ def draw_tokens(model: CalmForPreTraining, processor: CalmProcessor, clips: Data
     unused = [index for piece, index in tokenizer.get_vocab().items() if piece.startswith("[unused")]
     nearest = model.calm.nearest_tokens(**batch.to(model.device), top_k=NEAREST, excluded_token_ids=unused)
     said = set(tokenizer(clip["text"], add_special_tokens=False)["input_ids"])
-    log_mel = extractor.log_mel(torch.as_tensor(clip["audio"])[None])[0] * 10 / np.log(10)  # (F, M), dB
+    log_mel = extractor.log_mel(torch.as_tensor(clip["audio"])[None])[0][0] * 10 / np.log(10)  # (F, M), dB
     log_mel = log_mel - log_mel.max()
     seconds, bins = len(log_mel) * extractor.hop_length / extractor.sampling_rate, log_mel.shape[1]
 

@@ -39,6 +39,7 @@ from .spectran_calm import CalmAudioModel, CalmAudioModelOutput, masked_mean
 LOADING_KEYWORDS = (
     "revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "trust_remote_code", "dtype",
 )  # fmt: skip
+WINDOWS_AT_ONCE = 1024  # four minutes of audio in the usual geometry: what is held of an hour
 MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
 
 
@@ -280,16 +281,22 @@ class CalmModel(CalmPreTrainedModel):
     def get_audio_features(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> CalmAudioModelOutput:
-        """Embed clips in the aligned space.
+        """Embed clips in the aligned space, an hour long if need be.
+
+        SpecTran reads 1,024 windows at a time, so that little more than their vectors is held of a long recording.
 
         Args:
             input_features: (B, P, D) patches.
             input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
+            kwargs: `output_hidden_states` and the like; with any, all windows are read at once.
 
         Returns:
             The output of [`CalmAudioModel`] whose `pooler_output` is the (B, E) L2-normalised embedding.
         """
-        outputs = self.audio_model(input_features, input_features_mask, return_dict=True, **kwargs)
+        at_once = None if kwargs or torch.compiler.is_compiling() else WINDOWS_AT_ONCE
+        outputs = self.audio_model(
+            input_features, input_features_mask, windows_at_once=at_once, return_dict=True, **kwargs
+        )
         tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)
         outputs.pooler_output = self.embed(tokens, outputs.acoustic_tokens_mask)
         return outputs

@@ -254,13 +254,20 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         self.embeddings.projection = value
 
     def encode_windows(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        windows_at_once: int | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each window by itself.
 
         Args:
             input_features: (B, P, D) patches, P a multiple of S.
             input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
+            windows_at_once: how many run through the layers at a time; all by default. Without gradient it bounds the
+                memory of a long recording, and the result is the same. Recorded `hidden_states` and `attentions` then
+                come in pieces.
 
         Returns:
             (B, T, hidden) windows, zero where nothing is real, and the (B, T) bool mask of real ones.
@@ -301,14 +308,22 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         torch._check(patches.shape[0] > 0)  # what export and compilation cannot know
         real = real[chosen]  # (W, S)
 
+        if windows_at_once is None:
+            pooled = self._pool_windows(patches, real, **kwargs)
+        else:
+            pieces = zip(patches.split(windows_at_once), real.split(windows_at_once), strict=True)
+            pooled = torch.cat([self._pool_windows(*piece, **kwargs) for piece in pieces])
+        windows = pooled.new_zeros(*tokens_mask.shape, pooled.shape[-1])
+        windows = windows.masked_scatter(chosen.unsqueeze(-1), pooled)
+        return windows.masked_fill(~tokens_mask.unsqueeze(-1), 0.0), tokens_mask
+
+    def _pool_windows(self, patches: torch.Tensor, real: torch.Tensor, **kwargs) -> torch.Tensor:
+        """(W, S, D) patches and the (W, S) mask of real ones to (W, hidden)."""
         hidden_states = self.embeddings(patches.to(self.embeddings.projection.weight.dtype))  # (W, S, hidden)
         attention_mask = create_bidirectional_mask(self.config, hidden_states, real)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        pooled = self.pooling(hidden_states, real)  # (W, hidden)
-        windows = pooled.new_zeros(*tokens_mask.shape, pooled.shape[-1])
-        windows = windows.masked_scatter(chosen.unsqueeze(-1), pooled)
-        return windows.masked_fill(~tokens_mask.unsqueeze(-1), 0.0), tokens_mask
+        return self.pooling(hidden_states, real)
 
     def add_context(
         self, windows: torch.Tensor, tokens_mask: torch.Tensor, mask_time_indices: torch.Tensor | None = None, **kwargs
@@ -339,6 +354,7 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         input_features: torch.FloatTensor,
         input_features_mask: torch.LongTensor | None = None,
         mask_time_indices: torch.BoolTensor | None = None,
+        windows_at_once: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CalmAudioModelOutput:
         """Patches to acoustic tokens.
@@ -347,11 +363,12 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
             input_features: (B, P, D) patches, P a multiple of S.
             input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
             mask_time_indices: (B, T) bool, tokens to hide behind the learned mask vector.
+            windows_at_once: see `encode_windows`.
 
         Raises:
             ValueError: if D is not `patch_dim`, P no multiple of S, or the mask of another shape.
         """
-        windows, tokens_mask = self.encode_windows(input_features, input_features_mask, **kwargs)
+        windows, tokens_mask = self.encode_windows(input_features, input_features_mask, windows_at_once, **kwargs)
         states = self.add_context(windows, tokens_mask, mask_time_indices, **kwargs)
         return CalmAudioModelOutput(
             last_hidden_state=states, pooler_output=masked_mean(states, tokens_mask), acoustic_tokens_mask=tokens_mask

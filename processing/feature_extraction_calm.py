@@ -5,6 +5,7 @@ tokens; P = T x S.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -157,22 +158,24 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         """(..., P, D) back to (..., F, M), exactly."""
         return unpatchify(patches, self.patch_frames, self.patch_bins, self.feature_size)
 
-    def log_mel(self, waveform: torch.Tensor, num_samples: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, N) float32 samples to the (B, F, M) natural-log mel spectrogram, before normalisation.
+    def log_mel(
+        self, clips: "Sequence[torch.Tensor] | torch.Tensor", device: str | torch.device | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """B clips of (N,) float32 samples to their natural-log mel spectrograms, before normalisation.
 
-        `num_samples` (B,) tells where each clip ends; by default all are N long.
+        Returns:
+            (B, F, M), F a multiple of `token_frames`, and the (B,) numbers of real frames.
         """
-        if num_samples is None:
-            num_samples = torch.full((len(waveform),), waveform.shape[-1], device=waveform.device)
         return log_mel_spectrogram(
-            waveform,
-            self.count_frames(num_samples),
+            clips,
             sampling_rate=self.sampling_rate,
             n_fft=self.n_fft,
             win_length=self.win_length,
             hop_length=self.hop_length,
             num_mel_bins=self.feature_size,
             dynamic_range=self.dynamic_range,
+            multiple_of=self.token_frames,
+            device=device,
         )
 
     def count_frames(self, num_samples: int | torch.Tensor) -> int | torch.Tensor:
@@ -218,16 +221,10 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
                 f' e.g. with `processing.load_audio("speech.wav", sampling_rate={self.sampling_rate})`.'
             )
         waveforms = [_check_waveform(clip, index) for index, clip in enumerate(_as_clips(raw_speech))]
-        num_samples = torch.tensor([len(waveform) for waveform in waveforms], device=device)
-        waveform = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True).to(device)  # (B, N)
-
-        num_frames = self.count_frames(num_samples)  # (B,)
-        log_mel = self.log_mel(waveform, num_samples)  # (B, F, M)
+        log_mel, num_frames = self.log_mel(waveforms, device)  # (B, F, M), (B,)
         if self.do_normalize:
             log_mel = normalize(log_mel, num_frames)
-        log_mel = log_mel.masked_fill_(~real_frames(num_frames, log_mel.shape[1]), self.padding_value)
-        missing = -log_mel.shape[1] % self.token_frames
-        log_mel = torch.nn.functional.pad(log_mel, (0, 0, 0, missing), value=self.padding_value)
+        log_mel[~real_frames(num_frames, log_mel.shape[1])] = self.padding_value
 
         features = self.patchify(log_mel)  # (B, P, D)
         steps = (num_frames + self.patch_frames - 1) // self.patch_frames
@@ -295,7 +292,9 @@ def _as_clips(raw_speech: Any) -> list:
 def _check_waveform(clip: Any, index: int) -> torch.Tensor:
     """One waveform as a float32 tensor (N,); errors name its place in the batch."""
     try:
-        samples = clip.detach() if isinstance(clip, torch.Tensor) else torch.from_numpy(np.array(clip))
+        if not isinstance(clip, torch.Tensor):
+            clip = torch.from_numpy(np.require(clip, requirements=["C", "W"]))  # what torch can take without a copy
+        samples = clip.detach()
     except TypeError as error:
         raise ValueError(
             f"Clip {index} is no row of numbers ({error}). Give samples, e.g. of `load_audio`."
@@ -317,7 +316,8 @@ def _check_waveform(clip: Any, index: int) -> torch.Tensor:
             " PCM as uint8, int16 or int32."
         )
     samples = samples.float()
-    if not samples.abs().max() <= MAX_AMPLITUDE:  # nor is NaN
+    low, high = samples.aminmax()
+    if not -MAX_AMPLITUDE <= low <= high <= MAX_AMPLITUDE:  # nor is NaN
         raise ValueError(
             f"Clip {index} holds NaN or infinity, or samples above {MAX_AMPLITUDE:g} where full scale is 1. Repair the"
             " recording or leave it out."

@@ -3,6 +3,7 @@
 Dimensions: B clips, N samples, F frames, M mel bins, P patches, D values in a patch.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -43,13 +44,50 @@ def count_frames(num_samples: int | torch.Tensor, win_length: int, hop_length: i
 
 
 def real_frames(num_frames: torch.Tensor, length: int) -> torch.Tensor:
-    """(B, length, 1) bool: which frames lie inside their clip."""
-    return (torch.arange(length, device=num_frames.device) < num_frames[:, None]).unsqueeze(-1)
+    """(B, length) bool: which frames lie inside their clip."""
+    return torch.arange(length, device=num_frames.device) < num_frames[:, None]
+
+
+def pack(clips: Sequence[torch.Tensor], win_length: int, hop_length: int) -> tuple[torch.Tensor, list[int]]:
+    """Lay clips end to end so that each begins at a multiple of the hop, and has at least one frame.
+
+    Every frame of every clip is then one of a single row of frames, and no sample is there for the sake of a
+    rectangle. The frames that reach over two clips belong to none.
+
+    Args:
+        clips: B of (N,) samples.
+
+    Returns:
+        The samples of all clips, and the B numbers of their first frames.
+    """
+    pieces, first, end = [], [], 0
+    for clip in clips:
+        steps = -(-max(len(clip), win_length) // hop_length)
+        pieces += [clip, clip.new_zeros(steps * hop_length - len(clip))]
+        first.append(end)
+        end += steps
+    return torch.cat(pieces), first
+
+
+def mel_power(
+    samples: torch.Tensor, *, sampling_rate: int, n_fft: int, win_length: int, hop_length: int, num_mel_bins: int
+) -> torch.Tensor:
+    """Mel power spectrogram (K, M) of (N,) float32 samples; frame `k` covers `[k * hop, k * hop + win)`."""
+    frames = samples.unfold(0, win_length, hop_length)  # (K, win), a view
+    window = hann_window(win_length, samples.device)
+    filters = mel_filters(n_fft, num_mel_bins, sampling_rate, samples.device)
+    power = samples.new_empty(len(frames), num_mel_bins)
+    block = min(len(frames), CPU_BLOCK if samples.device.type == "cpu" else len(frames))
+    windowed = samples.new_zeros(block, n_fft)  # zeros behind the window, written once
+    for rows, result in zip(frames.split(block), power.split(block), strict=True):
+        torch.mul(rows, window, out=windowed[: len(rows), :win_length])
+        spectrum = torch.fft.rfft(windowed[: len(rows)])  # (block, n_fft // 2 + 1)
+        torch.mm(spectrum.real.square().add_(spectrum.imag.square()), filters, out=result)
+    return power
 
 
 def log_mel_spectrogram(
-    waveform: torch.Tensor,
-    num_frames: torch.Tensor,
+    clips: Sequence[torch.Tensor],
     *,
     sampling_rate: int,
     n_fft: int,
@@ -57,36 +95,42 @@ def log_mel_spectrogram(
     hop_length: int,
     num_mel_bins: int,
     dynamic_range: float,
-) -> torch.Tensor:
+    multiple_of: int = 1,
+    device: torch.device | str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Natural logarithm of the mel power spectrogram; frame `f` covers samples `[f * hop, f * hop + win)`.
 
     The floor lies `dynamic_range` below the clip's loudest bin. An absolute one would cut into quiet recordings, and
     float32 carries no more than about 90 dB beside a loud frequency. Our choice.
 
     Args:
-        waveform: (B, N) float32 samples in [-1, 1], zero past each clip's end.
-        num_frames: (B,) real frames of each clip.
+        clips: B of (N,) float32 samples in [-1, 1].
         dynamic_range: in dB.
+        multiple_of: what F is filled up to a multiple of.
+        device: where to compute, by default where the clips are.
 
     Returns:
-        (B, F, M), meaningful in real frames.
+        The spectrograms (B, F, M), meaningful in real frames, and the numbers of these, (B,).
     """
-    missing = win_length - waveform.shape[-1]
-    if missing > 0:
-        waveform = torch.nn.functional.pad(waveform, (0, missing))
-    frames = waveform.unfold(-1, win_length, hop_length)  # (B, F, win), a view
-    real = real_frames(num_frames, frames.shape[1])  # (B, F, 1)
-    window = hann_window(win_length, waveform.device)
-    filters = mel_filters(n_fft, num_mel_bins, sampling_rate, waveform.device)
-    mel = waveform.new_zeros(*frames.shape[:2], num_mel_bins)
-    clip, place = real.squeeze(-1).nonzero(as_tuple=True)  # of the real frames alone
-    block = CPU_BLOCK if waveform.device.type == "cpu" else max(len(clip), 1)
-    for rows in torch.arange(len(clip), device=waveform.device).split(block):
-        spectrum = torch.fft.rfft(frames[clip[rows], place[rows]].mul_(window), n=n_fft)  # (block, n_fft // 2 + 1)
-        mel[clip[rows], place[rows]] = (spectrum.real.square() + spectrum.imag.square()) @ filters
-    loudest = mel.amax(dim=(1, 2), keepdim=True)  # zero outside the clips
+    samples, first = pack(clips, win_length, hop_length)
+    samples = samples.to(device)
+    power = mel_power(
+        samples,
+        sampling_rate=sampling_rate,
+        n_fft=n_fft,
+        win_length=win_length,
+        hop_length=hop_length,
+        num_mel_bins=num_mel_bins,
+    )
+    counts = [count_frames(len(clip), win_length, hop_length) for clip in clips]
+    first, num_frames = torch.tensor([first, counts], device=samples.device)
+    length = -(-max(counts) // multiple_of) * multiple_of
+    places = first[:, None] + torch.arange(length, device=samples.device)
+    places = places.clamp_(max=len(power) - 1).flatten()
+    mel = power.index_select(0, places).unflatten(0, (len(clips), length))  # (B, F, M)
+    loudest = mel.amax(-1).masked_fill_(~real_frames(num_frames, length), 0.0).amax(-1)  # (B,)
     floor = (loudest * 10 ** (-dynamic_range / 10)).clamp_(min=SILENCE_POWER)
-    return torch.maximum(mel, floor, out=mel).log_()
+    return torch.maximum(mel, floor[:, None, None], out=mel).log_(), num_frames
 
 
 def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
@@ -100,15 +144,15 @@ def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
         num_frames: (B,) real frames of each clip.
 
     Returns:
-        (B, F, M), zero past each clip's end.
+        (B, F, M), meaningful in real frames.
     """
-    past_end = ~real_frames(num_frames, log_mel.shape[1])
-    count = (num_frames * log_mel.shape[2])[:, None, None]
+    share = real_frames(num_frames, log_mel.shape[1]) / num_frames[:, None]  # (B, F) of each frame in its clip
     # Counted from the first value, digital silence is zero to the bit and not a rounding error divided by nothing.
-    log_mel = (log_mel - log_mel[:, :1, :1]).masked_fill_(past_end, 0.0)
-    centred = (log_mel - log_mel.sum((1, 2), keepdim=True) / count).masked_fill_(past_end, 0.0)
-    deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt_()
-    return centred / deviation.add_(1e-2)  # the constant keeps a clip that never moves from being blown up
+    centred = log_mel - log_mel[:, :1, :1]
+    centred -= (centred.mean(-1) * share).sum(1)[:, None, None]
+    power = torch.linalg.vector_norm(centred, dim=-1).square() / centred.shape[-1]  # (B, F)
+    deviation = (power * share).sum(1).sqrt()[:, None, None]
+    return centred.div_(deviation + 1e-2)  # the constant keeps a clip that never moves from being blown up
 
 
 def patchify(log_mel: torch.Tensor, patch_frames: int, patch_bins: int) -> torch.Tensor:

@@ -118,6 +118,23 @@ def test_features_are_those_of_the_forward_pass(config, batch, monkeypatch):
     assert audio.acoustic_tokens_mask.shape == (4, 4)
 
 
+def test_a_long_recording_is_embedded_in_one_call_piece_by_piece(config):
+    """Whoever indexes meetings and broadcasts must not cut them first, nor run out of memory."""
+    model = CalmModel(config).eval()
+    audio = config.audio_config
+    number = round(300 / audio.seconds_per_token)
+    recording = torch.randn(1, number * audio.patches_per_token, audio.patch_dim)
+    seen = []
+    model.audio_model.pooling.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    with torch.no_grad():
+        whole = model.audio_model(recording)
+        streamed = model.get_audio_features(recording)
+    assert seen[0] == number and max(seen[1:]) <= 1024 and sum(seen[1:]) == number
+    close(streamed.last_hidden_state, whole.last_hidden_state)
+    tokens = model.project(whole.last_hidden_state, whole.acoustic_tokens_mask)
+    close(streamed.pooler_output, model.embed(tokens, whole.acoustic_tokens_mask))
+
+
 def test_the_text_target_is_the_mean_of_centred_words_without_special_tokens(config, batch):
     """With [CLS] and [SEP] in it, all transcripts resemble each other; with a gradient, the target would collapse."""
     model = CalmModel(config)

@@ -60,6 +60,17 @@ def test_only_real_windows_are_computed(audio_config, batch):
     assert len(model(**longer, output_hidden_states=True).hidden_states[0]) == 10
 
 
+@pytest.mark.parametrize("windows_at_once", [1, 3, 10, 100])
+def test_windows_may_run_piece_by_piece(audio_config, batch, windows_at_once):
+    """What bounds the memory of an hour of audio must not change what is heard in it."""
+    model = CalmAudioModel(audio_config).eval()
+    audio = {key: batch[key] for key in INPUTS[2:]}
+    seen = []
+    model.pooling.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    close(model(**audio, windows_at_once=windows_at_once).last_hidden_state, model(**audio).last_hidden_state)
+    assert max(seen[:-1]) <= windows_at_once and sum(seen[:-1]) == 10
+
+
 def test_what_the_layers_record(audio_config_values, batch):
     """Hidden states and attentions are those inside the windows, in row-major order; the context's stand apart."""
     model = CalmAudioModel(CalmAudioConfig(**audio_config_values, attn_implementation="eager")).eval()
