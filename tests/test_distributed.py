@@ -76,7 +76,7 @@ def compare_steps(toy, pretraining_batch, select, tmp_path_factory):
             "even": ({}, even, four[:1]),
             "uneven": ({}, uneven, four[:1]),
             "chunks": ({"contrastive_chunk_size": 2}, even, four[:1]),
-            "uneven, chunks": ({"contrastive_chunk_size": 3}, uneven, four[:1]),
+            "uneven, chunks": ({"contrastive_chunk_size": ranks + 1}, uneven, four[:1]),  # two chunks on every rank
             "four batches a step": ({}, even, four),
             "four batches of chunks a step": ({"contrastive_chunk_size": 3}, even, four),
             "a rank without pairs": ({}, even, [unpaired]),
