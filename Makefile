@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow conformance quality style commands emotion
+.PHONY: help demo test test-slow conformance quality style bench commands emotion
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,plot,demo,baseline,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,plot,demo,baseline,bench,dev]"
 	@touch $@
 
 demo: $(VENV)/.installed  ## Everything once on synthetic speech: corpus, pretraining, classifiers, table, plots
@@ -35,6 +35,9 @@ quality: $(VENV)/.installed  ## Check style
 style: $(VENV)/.installed  ## Mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## Speed and memory beside the peers' in transformers: one table, runs/bench.json
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/benchmarks/bench.py --output runs/bench.json
 
 commands: $(VENV)/.installed  ## Pretrain on DATA/speech_commands and evaluate on its test split
 	$(BIN)/accelerate launch examples/pretrain.py --config examples/configs/pretrain_commands.yaml \

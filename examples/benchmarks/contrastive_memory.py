@@ -4,25 +4,20 @@
     python examples/benchmarks/contrastive_memory.py --batches 256 4096 --chunk 64 --audio_config base --device cuda
 
 A point is the forward and backward pass of all four objectives on random clips of one length, in a process of its own.
-Its figure is the peak above the level just before the step, so that neither inputs nor weights nor gradients count: on
-a GPU that of torch's allocator; on a CPU that of the resident set, where every block of more than 64 KiB is given back
-when it is freed, the memory of imports cannot hide anything, and autograd's own bookkeeping counts too.
+Its figure is the peak above the level just before the step, so that neither inputs nor weights nor gradients count;
+`memory.py` says how it is taken.
 """
 
 import argparse
-import ctypes
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from memory import in_mib, in_own_process, peak_above
 from random_batches import add_geometry, build_model, describe, draw_batch
 
 from modeling_calm import CalmForPreTraining
-
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -59,9 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def measure(batch: int, chunk: int, argv: list[str]) -> int:
     """`peak_of_a_step` in a process of its own."""
-    command = [sys.executable, __file__, *argv, "--batches", str(batch), "--chunk", str(chunk), "--point"]
-    done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
-    return int(done.stdout)
+    return int(in_own_process(__file__, [*argv, "--batches", str(batch), "--chunk", str(chunk), "--point"]))
 
 
 def peak_of_a_step(options: argparse.Namespace) -> int:
@@ -72,32 +65,13 @@ def peak_of_a_step(options: argparse.Namespace) -> int:
     small, batch = ({key: value.to(options.device) for key, value in batch.items()} for batch in batches)
     del batches
     step(model, small)  # makes the gradients, and loads what libraries load late
-    if options.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(model, batch)
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what the step could take from the heap unseen
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM, the peak, to VmRSS: proc(5)
-    step(model, batch)
-    return resident("VmHWM") - before
+    return peak_above(lambda: step(model, batch), options.device)
 
 
 def step(model: CalmForPreTraining, batch: dict[str, torch.Tensor]) -> None:
     """Forward and backward; the gradients are written where the last step left them."""
     model.zero_grad(set_to_none=False)
     model(**batch).loss.backward()
-
-
-def resident(name: str) -> int:
-    """`VmRSS` or `VmHWM` of this process in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def in_mib(count: int) -> str:
-    return f"{count / 2**20:.0f} MiB"
 
 
 if __name__ == "__main__":

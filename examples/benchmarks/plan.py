@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import timing
 import torch
 from random_batches import add_geometry, build_model, describe, draw_batch, read_audio_config
-from torch.utils.flop_counter import FlopCounterMode
 
 from processing import CalmFeatureExtractor, SpecAugment, WaveformAugmentation, load_audio
 
@@ -65,15 +65,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def count_operations(options: argparse.Namespace) -> float:
     """Floating-point operations of a step for each second of audio; a multiplication and an addition are two."""
     chunk = None if options.no_recompute else COUNTED_CLIPS // 2
-    # Of the kernels of attention, torch counts those of GPUs alone; in plain matrix products it is the same work.
     model = build_model(
         options, contrastive_chunk_size=chunk, attn_implementation="eager", **STAGES[options.stage]
     ).train()
     if options.stage == "align":
         model.calm.text_model.requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
-        model(**draw_batch(options, COUNTED_CLIPS)).loss.backward()
-    return counter.get_total_flops() / (COUNTED_CLIPS * options.seconds)
+    batch = draw_batch(options, COUNTED_CLIPS)
+    return timing.count_operations(lambda: model(**batch).loss.backward()) / (COUNTED_CLIPS * options.seconds)
 
 
 def time_a_core(options: argparse.Namespace) -> dict[str, float]:
