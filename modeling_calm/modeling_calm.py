@@ -9,7 +9,6 @@ tokens, N = L + T, H width of the language model, E width of its word embeddings
 
 import inspect
 import os
-from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 import torch
@@ -33,7 +32,8 @@ from .loss_calm import (
     pair_loss,
     scaled_cosines,
 )
-from .spectran_calm import CalmAudioModel, CalmAudioModelOutput, masked_mean
+from .outputs_calm import CalmAudioModelOutput, CalmForPreTrainingOutput, CalmModelOutput, NearestTokens
+from .spectran_calm import CalmAudioModel, masked_mean
 
 # What `from_text_pretrained` hands to the loading of the language model instead of to the configuration.
 LOADING_KEYWORDS = (
@@ -41,69 +41,6 @@ LOADING_KEYWORDS = (
 )  # fmt: skip
 WINDOWS_AT_ONCE = 1024  # four minutes of audio in the usual geometry: what is held of an hour
 MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
-
-
-@dataclass
-class CalmModelOutput(BaseModelOutputWithPooling):
-    """Output of [`CalmModel`].
-
-    Args:
-        last_hidden_state: (B, L + T, H), lexical then acoustic places as given, zero where masked.
-        pooler_output: (B, H), the mean over real places.
-        acoustic_tokens: (B, T, E), relative to the mean of the vocabulary, zero where masked.
-        acoustic_tokens_mask: (B, T) bool.
-        audio_pooler_output: (B, hidden), the mean over SpecTran's real states; zero for a row without audio.
-        audio_embeds: (B, E), L2-normalised mean of the acoustic tokens; zero for a row without audio.
-        text_embeds: (B, E), L2-normalised mean of the centred word embeddings; zero for a row without text.
-        hidden_states, attentions: the language model's own, over the compacted sequence: real lexical, real
-            acoustic, padding.
-    """
-
-    acoustic_tokens: torch.FloatTensor | None = None
-    acoustic_tokens_mask: torch.BoolTensor | None = None
-    audio_pooler_output: torch.FloatTensor | None = None
-    audio_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-
-
-@dataclass
-class CalmForPreTrainingOutput(ModelOutput):
-    """Output of [`CalmForPreTraining`]; a term of weight 0 is `None`.
-
-    Args:
-        loss: scalar, the weighted sum of the terms.
-        audio_text_loss, audio_audio_loss, masked_language_loss, masked_acoustic_loss: scalars, unweighted.
-        logits_per_audio: (B, B), scaled cosines of each clip with each transcript of this rank.
-        logits_per_text: its transpose.
-        audio_embeds, text_embeds: (B, E), L2-normalised.
-    """
-
-    loss: torch.FloatTensor | None = None
-    audio_text_loss: torch.FloatTensor | None = None
-    audio_audio_loss: torch.FloatTensor | None = None
-    masked_language_loss: torch.FloatTensor | None = None
-    masked_acoustic_loss: torch.FloatTensor | None = None
-    logits_per_audio: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    audio_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-
-
-@dataclass
-class NearestTokens(ModelOutput):
-    """The wordpieces nearest to each acoustic token.
-
-    Args:
-        token_ids: (B, T, k) long, nearest first.
-        similarities: (B, T, k), cosines in the centred embedding space.
-        time_spans: (T, 2), start and end of each token's window in seconds.
-        acoustic_tokens_mask: (B, T) bool.
-    """
-
-    token_ids: torch.LongTensor | None = None
-    similarities: torch.FloatTensor | None = None
-    time_spans: torch.FloatTensor | None = None
-    acoustic_tokens_mask: torch.BoolTensor | None = None
 
 
 class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
@@ -665,9 +602,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
         rows = {name: len(value) for name, value in given.items()}
-        if self.training and any(
-            number != len(input_ids) for number in rows.values()
-        ):  # a set compiles for one number
+        # Each compared with the first: a set of the numbers would be compiled anew for every one.
+        if self.training and any(number != len(input_ids) for number in rows.values()):
             raise ValueError(f"Training pairs the rows of its inputs, and their numbers differ: {rows}.")
         encoded = self._encode_in_chunks(given)
         audio, text = encoded["audio_embeds"], encoded["text_embeds"]

@@ -5,7 +5,6 @@ in a batch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -15,7 +14,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -23,6 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_calm import CalmAudioConfig
 from .loading_calm import CheckedLoading
+from .outputs_calm import CalmAudioModelOutput
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -34,24 +33,6 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     precise = torch.promote_types(values.dtype, torch.float32)
     total = values.masked_fill(~mask.bool(), 0.0).sum(1, dtype=precise)
     return (total / mask.sum(1).clamp(min=1)).to(values.dtype)
-
-
-@dataclass
-class CalmAudioModelOutput(BaseModelOutputWithPooling):
-    """Output of [`CalmAudioModel`].
-
-    Args:
-        last_hidden_state: (B, T, hidden), zero where no token is real.
-        pooler_output: (B, hidden), the mean over real tokens.
-        acoustic_tokens_mask: (B, T) bool, true for a token whose window holds real audio.
-        hidden_states: `num_hidden_layers + 1` of (W, S, hidden), with `output_hidden_states=True`; windows in
-            row-major order of `acoustic_tokens_mask`.
-        attentions: one of (W, heads, S, S) a layer inside the windows, with `output_attentions=True`.
-        context_attentions: one of (B, heads, T, T) a context layer, with `output_context_attentions=True`.
-    """
-
-    acoustic_tokens_mask: torch.BoolTensor | None = None
-    context_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class CalmAudioEmbeddings(nn.Module):
