@@ -200,5 +200,11 @@ class SpeechStream(IterableDataset):
             multiprocessing_context=training.dataloader_multiprocessing_context,
         )
         return prepare_data_loader(
-            loader, training.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+            loader,
+            training.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+            non_blocking=training.accelerator_config.non_blocking,
         )

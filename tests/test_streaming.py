@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -305,11 +306,12 @@ RANK = """
 import os, signal, sys
 sys.path[:0] = {path}
 import pretrain, stream_collation
+from torch.utils.data import get_worker_info
 
 decode, rank = stream_collation.StreamCollator._decode, os.environ["RANK"]
 
 def tell(self, row):
-    with open(f"{folder}/rank{{rank}}.txt", "a") as file:
+    with open(f"{folder}/rank{{rank}}-{{get_worker_info().id}}.txt", "a") as file:
         file.write(row["id"].split("('")[1].split(".")[0] + "\\n")
     return decode(self, row)
 
@@ -350,15 +352,19 @@ def launch(shards, new_model, tmp_path):
 
 
 def test_two_processes_of_two_workers_train_on_every_clip_of_an_epoch(launch, tmp_path):
-    """30 clips, two epochs of three batches of four on both ranks."""
+    """30 clips, two epochs of three batches of four on both ranks, the second epoch in another order."""
     told = launch(tmp_path / "run", "--save_strategy", "no")
     assert (tmp_path / "run" / "results.json").is_file(), told
     assert load_json(tmp_path / "run" / "trainer_state.json")["global_step"] == 6
-    taken = [(tmp_path / f"rank{rank}.txt").read_text().split() for rank in range(2)]
-    assert [len(clips) for clips in taken] == [24, 24]
-    for epoch in range(2):
-        # The workers of a rank write side by side, but an epoch is over before the next begins.
-        assert len({clip for clips in taken for clip in clips[12 * epoch :][:12]}) == 24
+    epochs = [[], []]
+    for rank, worker in product(range(2), range(2)):
+        clips = (tmp_path / f"rank{rank}-{worker}.txt").read_text().split()
+        share = 4 if worker else 8  # of three batches in turn
+        assert len(clips) == 2 * share
+        assert clips[:share] != clips[share:]
+        epochs[0] += clips[:share]
+        epochs[1] += clips[share:]
+    assert [len(set(clips)) for clips in epochs] == [24, 24]
 
 
 @pytest.mark.slow
