@@ -12,11 +12,11 @@ import torch
 import yaml
 from checkpoints import SealingTrainer
 from demo_corpus import demo_language_model
+from fsdp import shard_layers
 from guards import SkipNonFinite, StopOnSigterm, WarnOfCollapse, isolate_workers
 from meters import TermMeter, WorkMeter
 from options import weights_digest, write_json
 from scoring import load_processor
-from sharding import shard_layers
 from torch.utils.data import IterableDataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler

@@ -1,8 +1,8 @@
-"""`sharding.py`: FSDP2 is led around what it cannot see; `test_distributed.py` trains with it."""
+"""`fsdp.py`: FSDP2 is led around what it cannot see; `test_distributed.py` trains with it."""
 
 import pytest
 from accelerate import FullyShardedDataParallelPlugin
-from sharding import shard_layers
+from fsdp import shard_layers
 from torch import nn
 
 from modeling_calm import CalmForPreTraining
