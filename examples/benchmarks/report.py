@@ -14,7 +14,7 @@ COLUMNS = ("subject", "case", "peer", "ours", "peer's", "ratio", "goal", "met")
 
 def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="In each of which every candidate runs once.")
+    parser.add_argument("--rounds", type=int, default=5, help="In each of which every candidate runs once.")
     parser.add_argument("--threads", type=int, default=2, help="Of a CPU, for all candidates.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
