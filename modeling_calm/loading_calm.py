@@ -1,11 +1,22 @@
-"""Loading a checkpoint, whole or not at all: no weight that it should hold may start from random numbers unnoticed."""
+"""Loading and saving: a checkpoint whole or not at all, and the way from a pretrained language model.
+
+No weight that a checkpoint should hold may start from random numbers unnoticed.
+"""
 
 from collections.abc import Iterable
-from os import PathLike
+from os import PathLike, path
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+
+from .configuration_calm import CalmAudioConfig, CalmConfig
+
+# What `from_text_pretrained` hands to the loading of the language model instead of to the configuration.
+LOADING_KEYWORDS = (
+    "revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "trust_remote_code", "dtype",
+)  # fmt: skip
 
 
 def shown(keys: Iterable[str]) -> str:
@@ -101,3 +112,68 @@ class CheckedLoading:
             check_weights(model, report, name)
         check_devices(model)
         return (model, report) if output_loading_info else model
+
+
+class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
+    """What the models around a language model share."""
+
+    config_class = CalmConfig
+    base_model_prefix = "calm"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    # Whole on one device below a head: the device map of a module that is split leaves out that module's own buffers.
+    _no_split_modules = ["CalmModel"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
+        """Save as `PreTrainedModel` does, with the source of this class also where FSDP2 has sharded the model.
+
+        A sharded model is of a class of FSDP2's making, derived from ours, whose source would travel instead.
+        """
+        current = type(self)
+        if current.__name__.startswith("FSDP"):
+            self.__class__ = current.__bases__[-1]
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.__class__ = current
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.calm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.calm.set_input_embeddings(value)
+
+    @classmethod
+    def from_text_pretrained(
+        cls, name_or_path: str | PathLike, audio_config: CalmAudioConfig | dict | None = None, **kwargs: Any
+    ) -> Self:
+        """Start from a pretrained language model, with a new SpecTran in front of it.
+
+        Args:
+            name_or_path (`str`): folder or Hub repository of an encoder of transformers and its tokenizer.
+            audio_config (`CalmAudioConfig` or `dict`, *optional*): SpecTran.
+            kwargs: settings of [`CalmConfig`]; `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`,
+                `force_download`, `trust_remote_code` and `dtype` go to the loading of the language model.
+        """
+        loading = {name: kwargs.pop(name) for name in LOADING_KEYWORDS if name in kwargs}
+        text_model = AutoModel.from_pretrained(name_or_path, **loading)
+        if path.isdir(name_or_path):
+            text_model.config._name_or_path = ""  # a folder of this machine has no place in a checkpoint
+        loading.pop("dtype", None)
+        if kwargs.get("special_token_ids") is None:
+            kwargs["special_token_ids"] = sorted(
+                AutoTokenizer.from_pretrained(name_or_path, **loading).all_special_ids
+            )
+        model = cls(CalmConfig(text_config=text_model.config, audio_config=audio_config, **kwargs)).to(
+            text_model.dtype
+        )
+        base = getattr(model, cls.base_model_prefix, model)
+        weights = {k: v for k, v in text_model.state_dict().items() if k in base.text_model.state_dict()}
+        base.text_model.load_state_dict(weights)
+        base.describe_vocabulary()
+        return model

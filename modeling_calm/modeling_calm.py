@@ -8,21 +8,20 @@ tokens, N = L + T, H width of the language model, E width of its word embeddings
 """
 
 import inspect
-import os
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_calm import CalmAudioConfig, CalmConfig
-from .loading_calm import CheckedLoading
+from .configuration_calm import CalmConfig
+from .loading_calm import CalmPreTrainedModel
 from .loss_calm import (
     audio_text_loss,
     classification_loss,
@@ -35,87 +34,8 @@ from .loss_calm import (
 from .outputs_calm import CalmAudioModelOutput, CalmForPreTrainingOutput, CalmModelOutput, NearestTokens
 from .spectran_calm import CalmAudioModel, masked_mean
 
-# What `from_text_pretrained` hands to the loading of the language model instead of to the configuration.
-LOADING_KEYWORDS = (
-    "revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "trust_remote_code", "dtype",
-)  # fmt: skip
 WINDOWS_AT_ONCE = 1024  # four minutes of audio in the usual geometry: what is held of an hour
 MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
-
-
-class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
-    """What the models around a language model share: initial weights, and the way from a pretrained one."""
-
-    config_class = CalmConfig
-    base_model_prefix = "calm"
-    main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
-    supports_gradient_checkpointing = True
-    # Whole on one device below a head: the device map of a module that is split leaves out that module's own buffers.
-    _no_split_modules = ["CalmModel"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, CalmModel):
-            mean, norm = module.vocabulary_statistics()
-            init.copy_(module.word_embedding_mean, mean)
-            init.copy_(module.word_embedding_norm, norm)
-        elif isinstance(module, CalmForPreTraining):
-            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Save as `PreTrainedModel` does, with the source of this class also where FSDP2 has sharded the model.
-
-        A sharded model is of a class of FSDP2's making, derived from ours, whose source would travel instead.
-        """
-        current = type(self)
-        if current.__name__.startswith("FSDP"):
-            self.__class__ = current.__bases__[-1]
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            self.__class__ = current
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.calm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.calm.set_input_embeddings(value)
-
-    @classmethod
-    def from_text_pretrained(
-        cls, name_or_path: str | os.PathLike, audio_config: CalmAudioConfig | dict | None = None, **kwargs: Any
-    ) -> Self:
-        """Start from a pretrained language model, with a new SpecTran in front of it.
-
-        Args:
-            name_or_path (`str`): folder or Hub repository of an encoder of transformers and its tokenizer.
-            audio_config (`CalmAudioConfig` or `dict`, *optional*): SpecTran.
-            kwargs: settings of [`CalmConfig`]; `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`,
-                `force_download`, `trust_remote_code` and `dtype` go to the loading of the language model.
-        """
-        loading = {name: kwargs.pop(name) for name in LOADING_KEYWORDS if name in kwargs}
-        text_model = AutoModel.from_pretrained(name_or_path, **loading)
-        if os.path.isdir(name_or_path):
-            text_model.config._name_or_path = ""  # a folder of this machine has no place in a checkpoint
-        loading.pop("dtype", None)
-        if kwargs.get("special_token_ids") is None:
-            kwargs["special_token_ids"] = sorted(
-                AutoTokenizer.from_pretrained(name_or_path, **loading).all_special_ids
-            )
-        model = cls(CalmConfig(text_config=text_model.config, audio_config=audio_config, **kwargs)).to(
-            text_model.dtype
-        )
-        base = getattr(model, cls.base_model_prefix, model)
-        weights = {k: v for k, v in text_model.state_dict().items() if k in base.text_model.state_dict()}
-        base.text_model.load_state_dict(weights)
-        base.describe_vocabulary()
-        return model
 
 
 class CalmModel(CalmPreTrainedModel):
@@ -159,6 +79,14 @@ class CalmModel(CalmPreTrainedModel):
         self.word_embedding_mean = nn.Buffer(torch.zeros(width))
         self.word_embedding_norm = nn.Buffer(torch.ones(()))
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, CalmModel):
+            mean, norm = module.vocabulary_statistics()
+            init.copy_(module.word_embedding_mean, mean)
+            init.copy_(module.word_embedding_norm, norm)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -491,6 +419,12 @@ class CalmForPreTraining(CalmPreTrainedModel):
         if config.tie_word_embeddings:
             self._keys_to_ignore_on_save = ["lm_head.decoder.weight"]
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, CalmForPreTraining):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder
