@@ -6,7 +6,6 @@ Dimensions: B clips, N samples, F frames, M mel bins, P patches, D values in a p
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 from transformers.audio_utils import mel_filter_bank
 
@@ -14,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 # below the 1e-9 of half a step of 16-bit PCM, or the level of a quiet recording would show.
 SILENCE_POWER = 1e-20
 CPU_BLOCK = 2048  # frames transformed at once, so that their spectra stay in the cache
-MEL_BANDS = 4  # bands of mel bins, each with few frequencies
+BAND = 16  # mel bins whose filters are applied together: few enough to share few frequencies, and a full vector
 LOWEST_FREQUENCY = 20.0  # Hz, below which microphones hold hum and offset, not speech; Kaldi's choice
 
 
@@ -30,8 +29,8 @@ def mel_filters(
 ) -> list[tuple[slice, slice, torch.Tensor]]:
     """Triangular filters on Kaldi's mel scale, from 20 Hz to half the sampling rate, in bands.
 
-    A triangle covers few frequencies: of each band of neighbouring mel bins only the rows that are not zero are kept,
-    a quarter of the matrix. Every row stands twice, for the squares of the real and the imaginary part.
+    A triangle covers few frequencies: of every 16 neighbouring mel bins only the rows that are not zero are kept, a
+    quarter of the matrix. Every row stands twice, for the squares of the real and the imaginary part.
 
     Returns:
         Of each band the slice of a spectrum of 2 x (n_fft // 2 + 1) squares, the slice of mel bins, and the filters
@@ -47,9 +46,10 @@ def mel_filters(
         triangularize_in_mel_space=True,
     ).repeat(2, axis=0)
     bands = []
-    for bins in np.array_split(np.arange(num_mel_bins), MEL_BANDS):
-        rows = filters[:, bins].any(axis=1).nonzero()[0]
-        rows, bins = slice(rows.min(initial=0), rows.max(initial=0) + 1), slice(bins[0], bins[-1] + 1)
+    for start in range(0, num_mel_bins, BAND):
+        bins = slice(start, start + BAND)
+        used = filters[:, bins].any(axis=1).nonzero()[0]
+        rows = slice(used.min(initial=0), used.max(initial=0) + 1)
         bands.append((rows, bins, torch.from_numpy(filters[rows, bins]).to(device, torch.float32)))
     return bands
 
