@@ -79,7 +79,7 @@ def test_every_encoder_is_given_the_same_audio():
     """12 s: frames of 10 ms, samples of 16 kHz, windows of 10 s or 30 s that cover it."""
     given = {name: build(12, 2, peers.TOY).inputs for name, build in peers.encoders_for(12).items()}
     assert given["CALM"]["input_features"].shape == (2, 300, 320)  # patches of four frames
-    assert given["ASTModel"]["input_values"].shape[:2] == (2, 1200)
+    assert given["ASTModel"]["input_values"].shape[:2] == (4, 1000)  # windows of 10 s
     assert given["Wav2Vec2Model"]["input_values"].shape == (2, 192000)
     assert given["WhisperEncoder"]["input_features"].shape == (2, 80, 1200)
     assert given["WhisperEncoder, padded to 30 s"]["input_features"].shape == (2, 80, 3000)

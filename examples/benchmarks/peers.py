@@ -4,7 +4,8 @@ An encoder gets features, since features are a subject of their own (`features.p
 which is its way. Width, depth, heads and feed-forward size are the same for all but `ClapAudioModel`, which has its
 published size. Each is given the setting that wastes least of its work, and reads all of the audio:
 
-- `ASTModel` gets as many positions as the clip has frames, with its published patches: 16 x 16, stride 10, 128 bins.
+- `ASTModel` reads windows of 10 s, with its published patches: 16 x 16, stride 10, 128 bins. A longer clip is cut into
+  such windows, in one batch: in one piece its attention would take most of the time.
 - `WhisperEncoder` reads windows of 30 s. A shorter clip is padded to 30 s, as its feature extractor does; since that
   wastes work, a second one has positions for just the clip. A longer clip is cut into windows of 30 s, in one batch.
 - `ClapAudioModel` reads windows of 10 s of 1,001 frames and 64 bins: 60 s are six of them, in one batch.
@@ -56,9 +57,11 @@ def spectran(seconds: float, batch: int, size: dict) -> Encoder:
 
 
 def ast(seconds: float, batch: int, size: dict) -> Encoder:
-    frames = round(seconds * FRAME_RATE)
+    window = min(seconds, 10)
+    frames = round(window * FRAME_RATE)
     config = ASTConfig(**size, max_length=frames)
-    return Encoder(ASTModel(config), {"input_values": torch.randn(batch, frames, config.num_mel_bins)})
+    spectrograms = torch.randn(batch * ceil(seconds / window), frames, config.num_mel_bins)
+    return Encoder(ASTModel(config), {"input_values": spectrograms})
 
 
 def wav2vec2(seconds: float, batch: int, size: dict) -> Encoder:
