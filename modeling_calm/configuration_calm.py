@@ -98,9 +98,9 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
             Frames in an acoustic token: 0.24 s, about four tokens a second. A multiple of `patch_frames`.
         hidden_size (`int`, *optional*, defaults to 768):
             Width of SpecTran.
-        num_hidden_layers (`int`, *optional*, defaults to 8):
+        num_hidden_layers (`int`, *optional*, defaults to 4):
             Layers inside each window of sub-tokens.
-        num_context_layers (`int`, *optional*, defaults to 4):
+        num_context_layers (`int`, *optional*, defaults to 8):
             Layers across the acoustic tokens of a clip; 0 leaves each token without context.
         num_attention_heads (`int`, *optional*, defaults to 12):
             Heads of every layer and of the attentive pooling. Divides `hidden_size`.
@@ -143,8 +143,8 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
     patch_bins: int = 80
     token_frames: int = 24
     hidden_size: int = 768
-    num_hidden_layers: int = 8
-    num_context_layers: int = 4
+    num_hidden_layers: int = 4
+    num_context_layers: int = 8
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
