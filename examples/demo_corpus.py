@@ -19,17 +19,15 @@ duration, RMS level, peak level and file name say nothing about the class.
 import argparse
 import csv
 import hashlib
-import importlib.metadata
 import importlib.util
-import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 import yaml
+from built_folder import build_once, describe_recipe
 from speech_synthesis import SpeechSynthesizer
 
 SAMPLING_RATE = 16000  # Hz
@@ -71,9 +69,8 @@ def build_demo_corpus(output_dir: str | os.PathLike, seed: int = 0, num_sentence
     """Writes the corpus as an audiofolder, or returns the one that the same call wrote before.
 
     `train`, `validation` and `test` each hold 16 kHz mono FLAC files and a `metadata.csv` with the columns
-    `file_name`, `text`, `speaker`, `emotion`, `duration` (s). No voice and no sentence is in two splits. The corpus is
-    built in a hidden folder beside `output_dir` and renamed at the end, so an interrupted build never looks finished.
-    The same arguments and the same versions of the wheels give the same bytes.
+    `file_name`, `text`, `speaker`, `emotion`, `duration` (s). No voice and no sentence is in two splits. The same
+    arguments and the same versions of the wheels give the same bytes.
 
     Args:
         output_dir: The folder to make.
@@ -89,51 +86,13 @@ def build_demo_corpus(output_dir: str | os.PathLike, seed: int = 0, num_sentence
         ValueError: More sentence pairs are asked for than there are, or none.
         ImportError: The demo wheels are not installed.
     """
-    output_dir = Path(output_dir)
     synthesizer = SpeechSynthesizer(SAMPLING_RATE)
-    recipe = _recipe(seed, num_sentences)
-    if _is_finished(output_dir, recipe):
-        return output_dir
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(
-            f"{output_dir} exists and is not the demo corpus of this recipe: give another folder or delete it."
-        )
-    partial = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _write_corpus(partial, synthesizer, seed, num_sentences)
-        (partial / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-        if output_dir.exists():
-            output_dir.rmdir()
-        try:
-            partial.rename(output_dir)
-        except OSError:  # another process may have finished first
-            if not _is_finished(output_dir, recipe):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return output_dir
-
-
-def _recipe(seed: int, num_sentences: int | None) -> dict:
-    """Everything that decides the bytes of the corpus, with its hash."""
-    sources = [SENTENCES, Path(__file__), Path(__file__).with_name("speech_synthesis.py")]
-    settings = {
-        "purpose": "sanity check by construction, not a benchmark",
-        "seed": seed,
-        "num_sentences": num_sentences,
-        "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
-        "versions": {name: importlib.metadata.version(name) for name in WHEELS},
-    }
-    return settings | {"recipe_hash": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}
-
-
-def _is_finished(output_dir: Path, recipe: dict) -> bool:
-    try:
-        found = json.loads((output_dir / "recipe.json").read_text(encoding="utf-8"))
-        return found["recipe_hash"] == recipe["recipe_hash"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    recipe = describe_recipe(
+        {"purpose": "sanity check by construction, not a benchmark", "seed": seed, "num_sentences": num_sentences},
+        [SENTENCES, Path(__file__), Path(__file__).with_name("speech_synthesis.py")],
+        WHEELS,
+    )
+    return build_once(Path(output_dir), recipe, lambda folder: _write_corpus(folder, synthesizer, seed, num_sentences))
 
 
 def _write_corpus(folder: Path, synthesizer: SpeechSynthesizer, seed: int, num_sentences: int | None) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
 from shards import find_shards
-from speech_data import DataArguments, read_features, read_split
+from speech_data import DataArguments, join, read_features, read_split
 from speech_features import check_extractor
 from speech_stream import SpeechStream
 from streaming import StreamCallback, StreamingArguments, open_stream
@@ -40,6 +40,10 @@ class PretrainingArguments(ModelArguments):
 
     stage: str = field(default="align", metadata={"help": "align or fuse.", "choices": sorted(STAGES)})
     train_word_embeddings: bool = field(default=False, metadata={"help": "Ablation: do not freeze them in fuse."})
+    added_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Data sets whose training split joins that of --dataset; one named twice counts twice."},
+    )
     augment: bool = field(default=True, metadata={"help": "Speed, level, noise, band limits and SpecAugment."})
     audio_text_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     audio_audio_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
@@ -85,23 +89,38 @@ def refuse_unreadable(dataset: Dataset, tokenizer, split: str) -> None:
 
 
 def read_data(
-    data: DataArguments, streaming: StreamingArguments, training: CalmTrainingArguments, processor: CalmProcessor
+    arguments: PretrainingArguments,
+    data: DataArguments,
+    streaming: StreamingArguments,
+    training: CalmTrainingArguments,
+    processor: CalmProcessor,
 ) -> tuple[Dataset | SpeechStream, Dataset]:
-    """The training split, decoded beforehand or as a stream, and the validation split."""
+    """The training split, decoded beforehand or as a stream, and the validation split.
+
+    Raises:
+        ValueError: if data sets are added to a stream; see also [`read_split`] and [`refuse_unreadable`].
+    """
+    if streaming.streaming and arguments.added_datasets:
+        raise ValueError(
+            "`--added_datasets` join what is decoded beforehand; for a stream put all shards in one folder."
+        )
     held_out = replace(data, dataset=streaming.validation_dataset or data.dataset)
-    sources = [(held_out, data.validation_split)] + [(data, data.train_split)] * (not streaming.streaming)
+    training_sources = [data] * (not streaming.streaming) + [
+        replace(data, dataset=n) for n in arguments.added_datasets
+    ]
+    sources = [(held_out, data.validation_split), *((source, data.train_split) for source in training_sources)]
     column, extractor = streaming.features_column, processor.feature_extractor
     if column is not None:
-        for source, split in {(held_out.dataset, data.validation_split), (data.dataset, data.train_split)}:
+        for source, split in {(source.dataset, split) for source, split in [*sources, (data, data.train_split)]}:
             check_extractor(find_shards(source, split, data.dataset_config)[0], extractor)
     with training.main_process_first(desc="reading the audio"):
-        datasets = [
+        validation, *train = [
             read_features(source, split, column) if column else read_split(source, split, extractor.sampling_rate)
             for source, split in sources
         ]
-    for dataset, (_, split) in zip(datasets, sources, strict=True):
+    for dataset, (_, split) in zip((validation, *train), sources, strict=True):
         refuse_unreadable(dataset, processor.tokenizer, split)
-    return open_stream(data, streaming, training) if streaming.streaming else datasets[1], datasets[0]
+    return open_stream(data, streaming, training) if streaming.streaming else join(train), validation
 
 
 def retrieval(tokenizer, prediction) -> dict[str, float]:
@@ -125,7 +144,7 @@ def main(argv: list[str] | None = None) -> dict:
         CalmForPreTraining, contrastive_chunk_size=arguments.contrastive_chunk_size, **objectives(arguments)
     )
     freeze(model, arguments)
-    train, validation = read_data(data, streaming, training, processor)
+    train, validation = read_data(arguments, data, streaming, training, processor)
 
     collator = DataCollatorForCalmPreTraining(
         processor,

