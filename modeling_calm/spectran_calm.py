@@ -78,8 +78,43 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
 
 
+def _never_empty(tokens_mask: torch.Tensor) -> torch.Tensor:
+    """The (B, T) mask of tokens, and the first place of a batch without any.
+
+    So that on every rank every parameter takes part. No branch on the data: it would not export.
+    """
+    first = torch.zeros_like(tokens_mask)
+    first[0, 0] = True
+    return tokens_mask | (first & ~tokens_mask.any())
+
+
+class TokenPlaces:
+    """Where the tokens of all clips, packed as (N, hidden), stand in the rectangle (B, T, hidden).
+
+    Args:
+        mask: (B, T) bool, true where a token stands.
+    """
+
+    def __init__(self, mask: torch.Tensor):
+        self.shape = mask.shape
+        self.index = mask.flatten().nonzero().squeeze(-1)  # once: each call would count the tokens anew
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, T, hidden) to (N, hidden)."""
+        return states.flatten(0, 1).index_select(0, self.index)
+
+    def unpack(self, states: torch.Tensor) -> torch.Tensor:
+        """(N, hidden) to (B, T, hidden), zero elsewhere."""
+        rectangle = states.new_zeros(self.shape.numel(), states.shape[-1])
+        return rectangle.index_copy(0, self.index, states).unflatten(0, self.shape)
+
+
 class CalmAudioAttention(nn.Module):
-    """Self-attention over the middle axis of (batch, length, hidden)."""
+    """Self-attention among the sub-tokens of each window, (W, S, hidden), or among the tokens of each clip.
+
+    The tokens of all clips come packed, (N, hidden), with their places in the clips: only what compares them needs the
+    rectangle (B, T), and projections are not wasted on padding.
+    """
 
     def __init__(self, config: CalmAudioConfig):
         super().__init__()
@@ -98,12 +133,15 @@ class CalmAudioAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        places: TokenPlaces | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        states = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
+        if places is not None:
+            states = (places.unpack(values) for values in states)
+        query, key, value = (
+            values.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for values in states
+        )
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -113,7 +151,8 @@ class CalmAudioAttention(nn.Module):
         output, weights = attention(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return self.o_proj(output.reshape(hidden_states.shape)), weights
+        output = output.flatten(-2)
+        return self.o_proj(output if places is None else places.pack(output)), weights
 
 
 class CalmAudioMLP(nn.Module):
@@ -145,10 +184,11 @@ class CalmAudioLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        places: TokenPlaces | None = None,
         **kwargs,
     ) -> torch.Tensor:
         attended, _ = self.attention(
-            self.layernorm_before(hidden_states), attention_mask, position_embeddings, **kwargs
+            self.layernorm_before(hidden_states), attention_mask, position_embeddings, places, **kwargs
         )
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
@@ -280,11 +320,8 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         input_features = input_features.masked_fill(~real.unsqueeze(-1), 0.0)  # first of all: 0 x NaN is NaN
         real = real.view(batch, -1, size)  # (B, T, S)
         tokens_mask = real.any(-1)  # (B, T)
-        # A batch without audio runs one empty window, so that on every rank every parameter takes part. No branch on
-        # the data: it would not export.
-        chosen, real = tokens_mask.clone(), real.clone()
-        chosen[0, 0] |= ~tokens_mask.any()
-        real[0, 0] |= ~tokens_mask.any()
+        chosen = _never_empty(tokens_mask)
+        real = real | (chosen & ~tokens_mask).unsqueeze(-1)
         patches = input_features.view(batch, -1, size, patch_dim)[chosen]  # (W, S, D)
         torch._check(patches.shape[0] > 0)  # what export and compilation cannot know
         real = real[chosen]  # (W, S)
@@ -318,15 +355,17 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         windows = torch.where(mask_time_indices.unsqueeze(-1), self.mask_embedding.to(windows.dtype), windows)
         width = self.config.hidden_size // self.config.num_attention_heads
         exponents = torch.arange(0, width, 2, device=windows.device, dtype=torch.float32) / width
-        places = torch.arange(windows.shape[1], device=windows.device, dtype=torch.float32)
-        angles = places[:, None] * self.config.rope_theta**-exponents  # (T, width / 2)
+        times = torch.arange(windows.shape[1], device=windows.device, dtype=torch.float32)
+        angles = times[:, None] * self.config.rope_theta**-exponents  # (T, width / 2)
         rotation = (angles.cos(), angles.sin())
         # A row without audio attends to its zeros: a softmax over nothing would be NaN.
         attended = tokens_mask | ~tokens_mask.any(-1, keepdim=True)
         attention_mask = create_bidirectional_mask(self.config, windows, attended)
+        places = TokenPlaces(_never_empty(tokens_mask))
+        states = places.pack(windows)  # (N, hidden)
         for layer in self.context_layers:
-            windows = layer(windows, attention_mask, rotation, **kwargs)
-        return self.layernorm(windows).masked_fill(~tokens_mask.unsqueeze(-1), 0.0)
+            states = layer(states, attention_mask, rotation, places, **kwargs)
+        return places.unpack(self.layernorm(states)).masked_fill(~tokens_mask.unsqueeze(-1), 0.0)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
