@@ -105,8 +105,8 @@ class TokenPlaces:
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
         """(N, hidden) to (B, T, hidden), zero elsewhere."""
-        rectangle = states.new_zeros(self.shape.numel(), states.shape[-1])
-        return rectangle.index_copy(0, self.index, states).unflatten(0, self.shape)
+        rectangle = states.new_zeros(*self.shape, states.shape[-1])
+        return rectangle.flatten(0, 1).index_copy(0, self.index, states).view_as(rectangle)
 
 
 class CalmAudioAttention(nn.Module):
