@@ -54,7 +54,7 @@ def test_added_datasets_join_the_training_split(corpus, new_model, folder):
     state = load_json(folder / "mixed" / "trainer_state.json")
     assert state["num_train_epochs"] == 2  # steps of 24 clips: an epoch holds the corpus three times
     assert metrics["eval_audio_to_text_recall@10"] == 1.0  # of eight
-    with pytest.raises(ValueError, match="put the shards of a stream in one folder"):
+    with pytest.raises(ValueError, match="for a stream put all shards in one folder"):
         run(pretrain, corpus, folder / "refused", *new_model, *added, "--streaming")
 
 
