@@ -117,16 +117,17 @@ def cpu_name() -> str:
 
 
 def run(options: argparse.Namespace, *subjects: Callable[[argparse.Namespace], list[dict]]) -> dict:
-    """Measure, print the table, write the JSON."""
+    """Measure, write the JSON after every subject, print the table."""
     torch.manual_seed(0)
+    result = {"environment": environment(options), "figures": []}
+    print(result["environment"], flush=True)
     with threads(options.threads):
-        lines = [entry for subject in subjects for entry in subject(options)]
-    if options.quick:
-        lines = [entry | {"met": None} for entry in lines]  # of toys, that says nothing
-    result = {"environment": environment(options), "figures": lines}
-    print(result["environment"], end="\n\n")
-    print(table(lines), flush=True)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        for subject in subjects:
+            result["figures"] += subject(options)
+            if options.quick:  # of toys, that says nothing
+                result["figures"] = [entry | {"met": None} for entry in result["figures"]]
+            if options.output is not None:
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    print(f"\n{table(result['figures'])}", flush=True)
     return result
