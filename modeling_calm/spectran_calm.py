@@ -4,22 +4,19 @@ Dimensions: B clips, P patches, D values in a patch, S patches in an acoustic to
 in a batch.
 """
 
-from collections.abc import Callable
 from typing import Unpack
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_calm import CalmAudioConfig
+from .layers_calm import CalmAudioAttention, CalmAudioLayer, TokenPlaces
 from .loading_calm import CheckedLoading
 from .outputs_calm import CalmAudioModelOutput
 
@@ -50,150 +47,6 @@ class CalmAudioEmbeddings(nn.Module):
         return self.dropout(self.projection(patches) + self.position_embeddings(places))
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain torch; query, key and value are (batch, heads, length, head width)."""
-    scores = query @ key.transpose(-2, -1) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs (i, i + half) of (..., T, width) by the angles of their place: Su et al. 2021, eq. 34.
-
-    The angles are float32; what is turned keeps its type, which under autocast must be that of the values.
-    """
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
-
-
-def _never_empty(tokens_mask: torch.Tensor) -> torch.Tensor:
-    """The (B, T) mask of tokens, and the first place of a batch without any.
-
-    So that on every rank every parameter takes part. No branch on the data: it would not export.
-    """
-    first = torch.zeros_like(tokens_mask)
-    first[0, 0] = True
-    return tokens_mask | (first & ~tokens_mask.any())
-
-
-class TokenPlaces:
-    """Where the tokens of all clips, packed as (N, hidden), stand in the rectangle (B, T, hidden).
-
-    Args:
-        mask: (B, T) bool, true where a token stands.
-    """
-
-    def __init__(self, mask: torch.Tensor):
-        self.shape = mask.shape
-        self.index = mask.flatten().nonzero().squeeze(-1)  # once: each call would count the tokens anew
-
-    def pack(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, T, hidden) to (N, hidden)."""
-        return states.flatten(0, 1).index_select(0, self.index)
-
-    def unpack(self, states: torch.Tensor) -> torch.Tensor:
-        """(N, hidden) to (B, T, hidden), zero elsewhere."""
-        rectangle = states.new_zeros(*self.shape, states.shape[-1])
-        return rectangle.flatten(0, 1).index_copy(0, self.index, states).view_as(rectangle)
-
-
-class CalmAudioAttention(nn.Module):
-    """Self-attention among the sub-tokens of each window, (W, S, hidden), or among the tokens of each clip.
-
-    The tokens of all clips come packed, (N, hidden), with their places in the clips: only what compares them needs the
-    rectangle (B, T), and projections are not wasted on padding.
-    """
-
-    def __init__(self, config: CalmAudioConfig):
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        places: TokenPlaces | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        states = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        if places is not None:
-            states = (places.unpack(values) for values in states)
-        query, key, value = (
-            values.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for values in states
-        )
-        if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        output, weights = attention(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        output = output.flatten(-2)
-        return self.o_proj(output if places is None else places.pack(output)), weights
-
-
-class CalmAudioMLP(nn.Module):
-    """Feed-forward part of a layer."""
-
-    def __init__(self, config: CalmAudioConfig):
-        super().__init__()
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
-
-
-class CalmAudioLayer(GradientCheckpointingLayer):
-    """Transformer layer, normalised before each part."""
-
-    def __init__(self, config: CalmAudioConfig):
-        super().__init__()
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = CalmAudioAttention(config)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = CalmAudioMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        places: TokenPlaces | None = None,
-        **kwargs,
-    ) -> torch.Tensor:
-        attended, _ = self.attention(
-            self.layernorm_before(hidden_states), attention_mask, position_embeddings, places, **kwargs
-        )
-        hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
-
-
 class CalmAudioPooling(nn.Module):
     """Attentive pooling of a window, (W, S, hidden) to (W, hidden): each head weighs the sub-tokens on its own.
 
@@ -212,6 +65,16 @@ class CalmAudioPooling(nn.Module):
         weights = scores.softmax(dim=1, dtype=torch.float32).to(hidden_states.dtype)
         heads = hidden_states.unflatten(-1, (weights.shape[-1], -1))  # (W, S, heads, head width)
         return (weights.unsqueeze(-1) * heads).sum(1).flatten(1)
+
+
+def _never_empty(tokens_mask: torch.Tensor) -> torch.Tensor:
+    """The (B, T) mask of tokens, and the first place of a batch without any.
+
+    So that on every rank every parameter takes part. No branch on the data: it would not export.
+    """
+    first = torch.zeros_like(tokens_mask)
+    first[0, 0] = True
+    return tokens_mask | (first & ~tokens_mask.any())
 
 
 class CalmAudioModel(CheckedLoading, PreTrainedModel):

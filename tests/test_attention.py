@@ -8,7 +8,7 @@ from transformers import AutoModel, modeling_flash_attention_utils
 from transformers.utils import is_flash_attn_2_available
 
 from modeling_calm import CalmAudioModel, CalmConfig, CalmForPreTraining, CalmForSequenceClassification, CalmModel
-from modeling_calm.spectran_calm import eager_attention_forward
+from modeling_calm.layers_calm import eager_attention_forward
 
 EAGER_ONLY = {"mpnet", "deberta-v2"}  # their relative positions have no fused kernel in transformers
 every_language_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
@@ -111,7 +111,7 @@ def test_query_key_and_value_are_of_one_type(audio_config, batch, dtype, monkeyp
         types.update(states.dtype for states in (query, key, value))
         return eager_attention_forward(module, query, key, value, *arguments, **options)
 
-    monkeypatch.setattr("modeling_calm.spectran_calm.eager_attention_forward", recording)
+    monkeypatch.setattr("modeling_calm.layers_calm.eager_attention_forward", recording)
     model = CalmAudioModel(audio_config)
     model.set_attn_implementation("eager")
     with torch.autocast("cpu", dtype):

@@ -20,8 +20,10 @@ import tempfile
 from statistics import median
 
 import torch
+import yaml
 from memory import ROOT, in_own_process, peak_above
 from peers import BASE, TOY
+from random_batches import CONFIGS
 from report import line, parse, run
 from timing import interleave, ratio, spread
 from transformers import (
@@ -36,10 +38,7 @@ from processing import CalmFeatureExtractor
 
 HOUR, MINUTE = 3600, 60  # s
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-SMALL = {
-    "hidden_size": 192, "num_hidden_layers": 3, "num_context_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 768,
-}  # fmt: skip
+SMALL = yaml.safe_load((CONFIGS / "small.yaml").read_text())
 IMPORTS = {
     "modeling_calm": "import modeling_calm",
     "torch, transformers": "import torch, transformers",
