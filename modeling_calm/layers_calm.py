@@ -4,6 +4,7 @@ Dimensions: B clips, S patches in an acoustic token, T acoustic tokens, W real w
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -42,16 +43,17 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
 
 
-class TokenPlaces:
+class TokenPlaces(NamedTuple):
     """Where the tokens of all clips, packed as (N, hidden), stand in the rectangle (B, T, hidden).
 
-    Args:
-        mask: (B, T) bool, true where a token stands.
+    Attributes:
+        index: (N,) long, the tokens' places in the rectangle's rows laid end to end; whoever looks for them does it
+            once, for it counts them, which makes a GPU wait and breaks a compiled graph.
+        shape: (B, T).
     """
 
-    def __init__(self, mask: torch.Tensor):
-        self.shape = mask.shape
-        self.index = mask.flatten().nonzero().squeeze(-1)  # once: each call would count the tokens anew
+    index: torch.Tensor
+    shape: torch.Size
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """(B, T, hidden) to (N, hidden)."""

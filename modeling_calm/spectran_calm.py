@@ -224,7 +224,8 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         # A row without audio attends to its zeros: a softmax over nothing would be NaN.
         attended = tokens_mask | ~tokens_mask.any(-1, keepdim=True)
         attention_mask = create_bidirectional_mask(self.config, windows, attended)
-        places = TokenPlaces(_never_empty(tokens_mask))
+        chosen = _never_empty(tokens_mask)
+        places = TokenPlaces(chosen.flatten().nonzero().squeeze(-1), chosen.shape)
         states = places.pack(windows)  # (N, hidden)
         for layer in self.context_layers:
             states = layer(states, attention_mask, rotation, places, **kwargs)

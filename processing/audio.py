@@ -15,6 +15,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from .feature_extraction_calm import MAX_AMPLITUDE
+
 __all__ = ["AudioError", "as_waveform", "load_audio"]
 
 # A header is a claim by whoever wrote the file. Beyond these limits it is taken for damage rather than believed, and
@@ -67,8 +69,8 @@ def load_audio(
         Waveform of shape `(num_samples,)`, float32, with about `duration x sampling_rate` samples, at least one.
 
     Raises:
-        AudioError: If the file is missing, cannot be decoded, is truncated, holds no sample or a sample that is not
-            finite, or claims more than 16 channels, a rate outside 1 kHz to 384 kHz or too long a duration.
+        AudioError: If the file is missing, cannot be decoded, is truncated, holds no sample or one that is not finite
+            or above 1e15, or claims more than 16 channels, a rate outside 1 kHz to 384 kHz or too long a duration.
         TypeError: If `source` is none of the accepted types.
         ValueError: If `sampling_rate` is outside 1 kHz to 384 kHz.
 
@@ -213,9 +215,10 @@ def _decode(sound: soundfile.SoundFile, sampling_rate: int, name: str) -> np.nda
         resampler = soxr.ResampleStream(sound.samplerate, sampling_rate, 1, dtype="float32", quality="HQ")
     num_frames, parts = 0, []
     while len(block := sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):  # (frames, channels)
-        if not np.isfinite(block).all():
+        if not -MAX_AMPLITUDE <= block.min() <= block.max() <= MAX_AMPLITUDE:  # nor is NaN
             raise AudioError(
-                f"{name}: holds NaN or infinite samples between {num_frames / sound.samplerate:.1f} s and "
+                f"{name}: holds NaN or infinite samples, or some above {MAX_AMPLITUDE:g} where full scale is 1, "
+                f"between {num_frames / sound.samplerate:.1f} s and "
                 f"{(num_frames + len(block)) / sound.samplerate:.1f} s; write it again from its source"
             )
         num_frames += len(block)

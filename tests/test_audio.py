@@ -116,6 +116,7 @@ DAMAGED = {
     "one sample that resampling loses": (encode(np.zeros(1), 44100), "no samples"),
     "NaN": (encode(np.append(tone(440, RATE), np.float32("nan")), subtype="FLOAT"), "NaN"),
     "infinite": (encode(np.full(10, np.inf), subtype="FLOAT"), "infinite"),
+    "so loud that resampling overflows": (encode(np.full(10, 3e38), rate=RATE + 1, subtype="FLOAT"), "above 1e"),
     "double too large for float32": (encode(np.full(10, 1e300), subtype="DOUBLE"), "infinite"),
     "truncated wav": (encode(tone(440, RATE))[:20000], "truncated"),
     "truncated flac": (encode(tone(440, RATE), format="FLAC")[:5000], "cannot be decoded"),
