@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from finetune import encode_labels, fit_labels, flat, scores
+from linear_probe import egemaps_functionals, fit_probe
 from options import parse_arguments, weights_digest, write_json
 from scoring import checkpoint_kind, classify, embed, load_checkpoint, word_reading
 from speech_data import DataArguments, read_split
@@ -115,30 +116,16 @@ def classify_with(
 
 
 def egemaps_predictions(data: DataArguments, split: str, label2id: dict[str, int]) -> np.ndarray:
-    """Predictions of a linear SVM on the 88 eGeMAPS functionals (Eyben et al. 2016), standardised.
-
-    C is chosen on the validation split among 0.001 to 1; training never sees the split to evaluate.
-    """
-    import opensmile  # the `baseline` extra
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import LinearSVC
-
-    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    """Predictions of the linear probe on eGeMAPS functionals; training never sees the split to evaluate."""
     features, labels = {}, {}
     for name in dict.fromkeys((data.train_split, data.validation_split, split)):
         dataset = encode_labels(read_split(data, name, 16000, text=False, label=True), label2id, name)
-        features[name] = np.concatenate([smile.process_signal(row["audio"], 16000).to_numpy() for row in dataset])
+        features[name] = egemaps_functionals((row["audio"] for row in dataset), 16000)
         labels[name] = np.asarray(dataset["label"])
-    fitted = {}
-    for c in (0.001, 0.01, 0.1, 1.0):
-        machine = make_pipeline(StandardScaler(), LinearSVC(C=c, class_weight="balanced", random_state=0))
-        machine.fit(features[data.train_split], labels[data.train_split])
-        found = machine.predict(features[data.validation_split])
-        fitted[c] = (unweighted_average_recall(labels[data.validation_split], found), machine)
-    c, (validation, machine) = max(fitted.items(), key=lambda item: item[1][0])
-    logger.info("eGeMAPS + linear SVM: C = %g, UAR %.3f on validation", c, validation)
-    return machine.predict(features[split])
+    train, validation = data.train_split, data.validation_split
+    probe = fit_probe(features[train], labels[train], features[validation], labels[validation])
+    logger.info("eGeMAPS + linear SVM: C = %g, UAR %.3f on validation", probe.c, probe.validation)
+    return probe.machine.predict(features[split])
 
 
 def evaluate_classifiers(arguments: EvaluationArguments, data: DataArguments) -> dict:

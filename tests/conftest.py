@@ -19,7 +19,7 @@ from processing import CalmFeatureExtractor, CalmProcessor, load_audio  # noqa: 
 
 torch.set_num_threads(1)  # toys gain nothing from a second thread, and on a busy machine wait for it ten times longer
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "benchmarks")]
+sys.path[:0] = [str(folder) for folder in (EXAMPLES, EXAMPLES / "benchmarks", EXAMPLES / "results")]
 
 DATA = Path(os.environ.get("CALM_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -1,0 +1,56 @@
+"""The linear probe: what a linear classifier reads from a frozen representation; eGeMAPS, which it is measured by.
+
+One recipe for all: standardised features, a linear SVM with balanced classes, its C chosen on the validation split.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from processing.metrics import unweighted_average_recall
+
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # of C; our choice
+
+
+class Probe(NamedTuple):
+    """A fitted probe: `machine.predict` of features (N, F) gives classes (N,)."""
+
+    c: float
+    validation: float  # UAR of the C that was chosen
+    machine: Pipeline
+
+
+def fit_probe(
+    train: np.ndarray, train_labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray
+) -> Probe:
+    """Fit on the training split and choose C on the validation split; of equal ones the smaller C.
+
+    Args:
+        train, validation: features, (N, F) each.
+        train_labels, validation_labels: classes, (N,) each.
+    """
+    probes = []
+    for c in STRENGTHS:
+        machine = make_pipeline(StandardScaler(), LinearSVC(C=c, class_weight="balanced", random_state=0))
+        machine.fit(train, train_labels)
+        found = machine.predict(validation)
+        probes.append(Probe(c, unweighted_average_recall(validation_labels, found), machine))
+    return max(probes, key=lambda probe: probe.validation)
+
+
+def egemaps_functionals(clips: Iterable[np.ndarray], sampling_rate: int) -> np.ndarray:
+    """The 88 eGeMAPS functionals (Eyben et al. 2016) of each clip, (N, 88).
+
+    Raises:
+        ImportError: without the `baseline` extra.
+    """
+    try:
+        import opensmile
+    except ImportError as error:
+        raise ImportError('eGeMAPS needs `pip install "calm-speech[baseline]"`.') from error
+    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    return np.concatenate([smile.process_signal(clip, sampling_rate).to_numpy() for clip in clips])
