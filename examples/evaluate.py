@@ -8,21 +8,24 @@ Several `--models` are seeds of one system: figures are means over them, with a 
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import yaml
+from datasets import Dataset
 from finetune import encode_labels, fit_labels, flat, scores
 from linear_probe import egemaps_functionals, fit_probe
 from options import parse_arguments, weights_digest, write_json
-from scoring import checkpoint_kind, classify, embed, load_checkpoint, word_reading
+from scoring import checkpoint_kind, classify, count_words, embed, load_checkpoint, word_reading
 from speech_data import DataArguments, read_split
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
+from processing import CalmProcessor
 from processing.bootstrap import bootstrap_interval, paired_bootstrap
 from processing.metrics import unweighted_average_recall
-from processing.retrieval import alignment, audio_text_retrieval, modality_gap, uniformity
+from processing.retrieval import alignment, audio_text_ranks, audio_text_retrieval, modality_gap, uniformity
 
 logger = logging.getLogger(__name__)
 
@@ -57,26 +60,65 @@ def refuse_comparison(arguments: EvaluationArguments) -> None:
         raise ValueError("`--egemaps` and `--compare_models` compare classifiers of one class a clip only.")
 
 
+@dataclass
+class AlignedSpace:
+    """What one model makes of the N clips of a split.
+
+    Args:
+        scores: retrieval in both directions, geometry of the aligned space, word reading.
+        ranks: of each clip's transcript, (N,).
+        words: what [`count_words`] counts, (N, 3).
+    """
+
+    scores: dict[str, float]
+    ranks: np.ndarray
+    words: np.ndarray
+
+
+def measure_space(
+    model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int
+) -> AlignedSpace:
+    """Run a model over a split and measure how audio and text agree."""
+    embeds, texts = embed(model, processor, dataset, batch_size), list(dataset["text"])
+    audio, text = embeds["audio_embeds"], embeds["text_embeds"]
+    words = count_words(model, processor, dataset, batch_size)
+    scores = {
+        **audio_text_retrieval(audio, text, texts),
+        "alignment": alignment(audio, text),
+        "uniformity_audio": uniformity(audio),
+        "uniformity_text": uniformity(text),
+        "modality_gap": modality_gap(audio, text),
+        **word_reading(words),
+    }
+    return AlignedSpace(scores, audio_text_ranks(audio, text, texts), words)
+
+
+def recall_at(k: int) -> Callable[[np.ndarray], float]:
+    """Recall@k of ranks of any shape, a metric for an interval."""
+    return lambda ranks: float((ranks <= k).mean())
+
+
 def evaluate_alignment(arguments: EvaluationArguments, data: DataArguments) -> dict:
-    """Retrieval in both directions, geometry of the aligned space, and word reading: means over seeds."""
+    """Retrieval, geometry and word reading: means over seeds; intervals for the words of a clip and its tokens."""
     refuse_comparison(arguments)
     each = []
     for folder in arguments.models:
         model, processor = load_checkpoint(folder, CalmForPreTraining)
         dataset = read_split(data, arguments.split, processor.feature_extractor.sampling_rate)
-        embeds = embed(model, processor, dataset, arguments.batch_size)
-        audio, text = embeds["audio_embeds"], embeds["text_embeds"]
-        each.append(
-            {
-                **audio_text_retrieval(audio, text, list(dataset["text"])),
-                "alignment": alignment(audio, text),
-                "uniformity_audio": uniformity(audio),
-                "uniformity_text": uniformity(text),
-                "modality_gap": modality_gap(audio, text),
-                **word_reading(model, processor, dataset, arguments.batch_size),
-            }
-        )
-    return {**over_seeds(each), "seeds": each}
+        each.append(measure_space(model, processor, dataset, arguments.batch_size))
+    ranks = np.stack([one.ranks for one in each], axis=1)  # (N, seeds): a clip is drawn with all its seeds
+    results = over_seeds([one.scores for one in each])
+    for k in (1, 5, 10):
+        results[f"audio_to_text_recall@{k}_interval"] = bootstrap_interval(recall_at(k), ranks)._asdict()
+    words = np.stack([one.words for one in each], axis=1)  # (N, seeds, 3)
+    results["word_reading_interval"] = bootstrap_interval(share_of_tokens, words)._asdict()
+    return {**results, "seeds": [one.scores for one in each]}
+
+
+def share_of_tokens(words: np.ndarray) -> float:
+    """Word reading over (..., 3) counts, a mean over seeds where they are (N, seeds, 3): a metric for an interval."""
+    total = words.sum(axis=0)
+    return float(np.mean(total[..., 1] / total[..., 0]))
 
 
 def trained_modalities(folder: str) -> str:

@@ -16,7 +16,9 @@ from processing.log_mel_calm import LOWEST_FREQUENCY
 
 try:
     import matplotlib
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 except ImportError as error:
     raise ImportError('The plots need matplotlib: pip install "calm-speech[plot]".') from error
 
@@ -31,6 +33,7 @@ STYLE = {
 MAX_CLIPS = 64  # in the similarity matrix
 MAX_TOKENS = 24  # in the spectrogram: more wordpieces cannot be read
 NEAREST = 3  # wordpieces a token
+LEVELS = 80  # dB below the peak that the colours tell apart
 METRICS = ("unweighted_average_recall", "ccc", "weighted_f1")  # the first that was logged is drawn
 
 
@@ -104,25 +107,31 @@ def draw_retrieval(state: dict) -> Figure | None:
     return figure
 
 
-def draw_similarity(model: CalmForPreTraining, processor: CalmProcessor, clips: Dataset) -> Figure:
-    """Cosines of clips and transcripts, both in the alphabetical order of the transcripts."""
+def draw_similarity(models: dict[str, CalmForPreTraining], processor: CalmProcessor, clips: Dataset) -> Figure:
+    """Cosines of clips and transcripts, both in the alphabetical order of the transcripts; a matrix a model.
+
+    Args:
+        models: by the title of their matrix; all are drawn in one scale of colours.
+    """
     rows = {text: row for row, text in reversed(list(enumerate(clips["text"])))}
     rows = dict(sorted(sorted(rows.items(), key=lambda item: item[1])[:MAX_CLIPS]))
-    embeds = embed(model, processor, clips.select(list(rows.values())), batch_size=16)
-    cosines = embeds["audio_embeds"] @ embeds["text_embeds"].T  # (clips, texts)
-    number = len(cosines)
+    clips, number = clips.select(list(rows.values())), len(rows)
     side = 0.105 * number
-    figure = Figure(figsize=(side + 2.9, side + 0.8))
-    axes = figure.add_subplot(xlabel="transcript, same order", ylabel="clip, by what it says")
-    limit = np.abs(cosines).max()
-    image = axes.imshow(cosines, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    axes.grid(False)
-    axes.set_xticks([])
-    axes.set_yticks(range(number), [_shorten(text, 30) for text in rows], fontsize=5.5)
-    axes.tick_params(length=0)
-    figure.colorbar(image, label="cosine", shrink=0.7, aspect=30, pad=0.01)
-    match, rest = cosines.diagonal().mean(), cosines[~np.eye(number, dtype=bool)].mean()
-    axes.set_title(f"Clips and transcripts of validation\nmean cosine: matches {match:.2f}, others {rest:.2f}")
+    figure = Figure(figsize=(side * len(models) + 2.9, side + 0.8))
+    matrices = [embed(model, processor, clips, batch_size=16) for model in models.values()]
+    matrices = [embeds["audio_embeds"] @ embeds["text_embeds"].T for embeds in matrices]  # (clips, texts)
+    limit = max(np.abs(cosines).max() for cosines in matrices)
+    columns = figure.subplots(1, len(models), squeeze=False)[0]
+    for axes, title, cosines in zip(columns, models, matrices, strict=True):
+        image = axes.imshow(cosines, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.grid(False)
+        axes.set(xticks=[], yticks=[], xlabel="transcript, same order")
+        match, rest = cosines.diagonal().mean(), cosines[~np.eye(number, dtype=bool)].mean()
+        axes.set_title(f"{title}\nmean cosine: matches {match:.2f}, others {rest:.2f}")
+    columns[0].set_yticks(range(number), [_shorten(text, 30) for text in rows], fontsize=5.5)
+    columns[0].set_ylabel("clip, by what it says")
+    columns[0].tick_params(length=0)
+    figure.colorbar(image, ax=columns, label="cosine", shrink=0.7, aspect=30, pad=0.01)
     return figure
 
 
@@ -130,15 +139,31 @@ def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def draw_tokens(model: CalmForPreTraining, processor: CalmProcessor, clips: Dataset) -> Figure:
-    """A clip's log-mel spectrogram with the wordpieces nearest to each acoustic token at its window.
+def draw_tokens(model: CalmForPreTraining, processor: CalmProcessor, clips: Dataset, number: int = 1) -> Figure:
+    """Log-mel spectrograms with the wordpieces nearest to each acoustic token at its window, in one scale of time.
 
-    The clip is the longest one of at most `MAX_TOKENS` acoustic tokens.
+    Args:
+        number: how many clips are drawn, one below the other: the longest ones of at most `MAX_TOKENS` acoustic
+            tokens, in their order in the split.
     """
-    extractor, tokenizer = processor.feature_extractor, processor.tokenizer
-    limit = MAX_TOKENS * extractor.seconds_per_token
+    seconds_per_token = processor.feature_extractor.seconds_per_token
     durations = np.asarray(clips["duration"])
-    clip = clips[int(np.where(durations <= limit, durations, -durations).argmax())]
+    order = np.where(durations <= MAX_TOKENS * seconds_per_token, durations, -durations).argsort()[::-1]
+    chosen = sorted(order[:number].tolist())
+    tokens = np.ceil(durations[chosen].max() / seconds_per_token)
+    figure = Figure(figsize=(max(6.0, 1.2 + 0.55 * tokens), 0.6 + 3.0 * len(chosen)))
+    rows = figure.subplots(len(chosen), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, row in zip(rows, chosen, strict=True):
+        image = _draw_words(axes, model, processor, clips[row])
+    rows[0].set(xlim=(0, tokens * seconds_per_token))
+    figure.colorbar(image, ax=rows, label="level (dB below peak)", pad=0.01, aspect=15 * len(chosen))
+    figure.supxlabel(f"{NEAREST} nearest wordpieces of each acoustic token; bold: in the transcript", fontsize=8)
+    return figure
+
+
+def _draw_words(axes: Axes, model: CalmForPreTraining, processor: CalmProcessor, clip: dict) -> AxesImage:
+    """One clip: its transcript above, its spectrogram, and the wordpieces below."""
+    extractor, tokenizer = processor.feature_extractor, processor.tokenizer
     batch = processor(audio=clip["audio"], sampling_rate=extractor.sampling_rate, return_tensors="pt")
     unused = [index for piece, index in tokenizer.get_vocab().items() if piece.startswith("[unused")]
     nearest = model.calm.nearest_tokens(**batch.to(model.device), top_k=NEAREST, excluded_token_ids=unused)
@@ -146,12 +171,9 @@ def draw_tokens(model: CalmForPreTraining, processor: CalmProcessor, clips: Data
     log_mel = extractor.log_mel(torch.as_tensor(clip["audio"])[None])[0][0] * 10 / np.log(10)  # (F, M), dB
     log_mel = log_mel - log_mel.max()
     seconds, bins = len(log_mel) * extractor.hop_length / extractor.sampling_rate, log_mel.shape[1]
-
-    figure = Figure(figsize=(max(6.0, 1.2 + 0.55 * len(nearest.time_spans)), 3.6))
-    axes = figure.add_subplot(ylabel="frequency (kHz)")
     image = axes.imshow(
         log_mel.T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, -0.5, bins - 0.5),
-        interpolation="nearest",
+        interpolation="nearest", vmin=-LEVELS, vmax=0,
     )  # fmt: skip
     axes.grid(False)
     ticks = [hertz for hertz in (250, 500, 1000, 2000, 4000, 8000) if hertz < extractor.sampling_rate / 2]
@@ -159,8 +181,9 @@ def draw_tokens(model: CalmForPreTraining, processor: CalmProcessor, clips: Data
     axes.set_yticks([(mel - low) / (top - low) * (bins + 1) - 1 for mel in heights], [f"{h / 1000:g}" for h in ticks])
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set(xlabel="time (s)", xlim=(0, nearest.time_spans[-1, 1].item()))
-    figure.colorbar(image, label="level (dB below peak)", pad=0.01, aspect=15)
+    axes.tick_params(labeltop=True)
+    axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    axes.set_title(f"“{clip['text']}”", pad=10)
     for (start, end), pieces in zip(nearest.time_spans.tolist(), nearest.token_ids[0].tolist(), strict=True):
         if start > 0:
             axes.axvline(start, color="white", linewidth=0.5, alpha=0.6)
@@ -171,9 +194,7 @@ def draw_tokens(model: CalmForPreTraining, processor: CalmProcessor, clips: Data
                 fontsize=7.5 if rank == 0 else 6.5, color=BLUE if piece in said else GREY,
                 fontweight="bold" if piece in said else "normal", annotation_clip=False,
             )  # fmt: skip
-    figure.suptitle(f"“{clip['text']}”", x=0.01, ha="left", fontsize=10)
-    figure.supxlabel(f"{NEAREST} nearest wordpieces of each acoustic token; bold: in the transcript", fontsize=8)
-    return figure
+    return image
 
 
 def draw_metric(state: dict, num_labels: int) -> Figure | None:

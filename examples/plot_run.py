@@ -49,7 +49,9 @@ def plot_run(folder: Path) -> list[Path]:
             data.dataset = options.get("validation_dataset") or data.dataset
             if options.get("features_column") is None:  # these two draw the sound itself
                 clips = read_split(data, data.validation_split, processor.feature_extractor.sampling_rate)
-                figures["similarity"] = draw_similarity(model, processor, clips)
+                figures["similarity"] = draw_similarity(
+                    {"Clips and transcripts of validation": model}, processor, clips
+                )
                 figures["tokens"] = draw_tokens(model, processor, clips)
         else:
             test = results["test"]

@@ -85,30 +85,34 @@ def embed(
 
 
 @torch.no_grad()
-def word_reading(
+def count_words(
     model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int, top_k: int = 5
-) -> dict[str, float]:
-    """Share of acoustic tokens among whose nearest wordpieces stands a piece of the clip's transcript.
+) -> np.ndarray:
+    """Of each clip, (N, 3): acoustic tokens; those among whose nearest wordpieces stands a piece of its transcript.
 
-    Beside it the same share against the transcript of another clip, the next one that differs. Special and unused
-    pieces are never answered.
+    The third number is that of those near a piece of another clip's transcript, the next one that differs. Special
+    and unused pieces are never answered.
     """
     tokenizer = processor.tokenizer
     unused = [index for piece, index in tokenizer.get_vocab().items() if piece.startswith("[unused")]
     pieces = [set(ids) for ids in tokenizer(list(dataset["text"]), add_special_tokens=False)["input_ids"]]
     others = [next((p for p in pieces[i + 1 :] + pieces[:i] if p != own), set()) for i, own in enumerate(pieces)]
     collator = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
-    hits, chance, total, clip = 0, 0, 0, 0
+    counts = []
     for batch in batches(model, collator, dataset, batch_size):
         nearest = model.calm.nearest_tokens(
             batch["input_features"], batch["input_features_mask"], top_k=top_k, excluded_token_ids=unused
         )
         for tokens, real in zip(nearest.token_ids.tolist(), nearest.acoustic_tokens_mask.tolist(), strict=True):
-            for token, is_real in zip(tokens, real, strict=True):
-                total += is_real
-                hits += is_real and not pieces[clip].isdisjoint(token)
-                chance += is_real and not others[clip].isdisjoint(token)
-            clip += 1
+            tokens = [set(token) for token, is_real in zip(tokens, real, strict=True) if is_real]
+            said = (pieces[len(counts)], others[len(counts)])
+            counts.append((len(tokens), *(sum(not words.isdisjoint(token) for token in tokens) for words in said)))
+    return np.array(counts)
+
+
+def word_reading(counts: np.ndarray) -> dict[str, float]:
+    """The shares of all tokens, of [`count_words`]."""
+    total, hits, chance = counts.sum(axis=0).tolist()
     return {"word_reading": hits / total, "word_reading_other_transcript": chance / total, "acoustic_tokens": total}
 
 

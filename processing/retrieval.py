@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 __all__ = [
     "alignment",
+    "audio_text_ranks",
     "audio_text_retrieval",
     "modality_gap",
     "retrieval_metrics",
@@ -119,6 +120,39 @@ def audio_text_retrieval(audio_embeds: ArrayLike, text_embeds: ArrayLike, texts:
         >>> scores["audio_to_text_recall@1"], scores["text_to_audio_map@10"], scores["num_texts"]
         (1.0, 1.0, 2)
     """
+    similarity, relevant = _transcript_similarity(audio_embeds, text_embeds, texts)
+    directions = {
+        "audio_to_text": retrieval_metrics(similarity, relevant),
+        "text_to_audio": retrieval_metrics(similarity.T, relevant.T),
+    }
+    scores = {f"{direction}_{name}": value for direction, found in directions.items() for name, value in found.items()}
+    return {**scores, "num_clips": len(similarity), "num_texts": similarity.shape[1]}
+
+
+def audio_text_ranks(audio_embeds: ArrayLike, text_embeds: ArrayLike, texts: Sequence[str]) -> np.ndarray:
+    """Rank of each clip's transcript among the distinct ones, `(num_clips,)`, as [`audio_text_retrieval`] scores it.
+
+    What an interval over clips resamples, and what is set against a property of the clips, such as their length.
+
+    Args:
+        audio_embeds: Embeddings of the clips `(num_clips, E)`, of any length.
+        text_embeds: Embeddings of their transcripts, row by row, `(num_clips, E)`.
+        texts: Their transcripts, `num_clips` strings.
+
+    Raises:
+        ValueError: If the shapes differ, or an embedding is zero or not finite.
+
+    Example:
+        >>> audio_text_ranks([[1, 0], [1, 0.1], [1, 0.2]], [[1, 0], [1, 0], [0, 1]], ["yes", "yes", "no"]).tolist()
+        [1, 1, 2]
+    """
+    return retrieval_ranks(*_transcript_similarity(audio_embeds, text_embeds, texts))
+
+
+def _transcript_similarity(
+    audio_embeds: ArrayLike, text_embeds: ArrayLike, texts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of the clips with the distinct transcripts, and which is said where, (num_clips, num_texts) each."""
     audio, text = _paired_rows(audio_embeds, text_embeds)
     if len(texts) != len(audio):
         raise ValueError(f"there are {len(audio)} embeddings and {len(texts)} texts")
@@ -128,12 +162,7 @@ def audio_text_retrieval(audio_embeds: ArrayLike, text_embeds: ArrayLike, texts:
     columns = {transcript: column for column, transcript in enumerate(rows)}
     relevant = np.array([columns[transcript] for transcript in texts])[:, None] == np.arange(len(rows))
     similarity = np.round(audio @ text[list(rows.values())].T, 6)  # (num_clips, num_texts)
-    directions = {
-        "audio_to_text": retrieval_metrics(similarity, relevant),
-        "text_to_audio": retrieval_metrics(similarity.T, relevant.T),
-    }
-    scores = {f"{direction}_{name}": value for direction, found in directions.items() for name, value in found.items()}
-    return {**scores, "num_clips": len(audio), "num_texts": len(rows)}
+    return similarity, relevant
 
 
 # Geometry of the aligned space, on the unit sphere: the rows are L2-normalised here.
