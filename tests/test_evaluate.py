@@ -49,6 +49,10 @@ def test_seeds_of_a_pretrained_model_are_averaged(aligned, corpus):
     once = evaluate.main(["--models", aligned, "--dataset", corpus])
     twice = evaluate.main(["--models", aligned, aligned, "--dataset", corpus])
     assert twice["seeds"] == once["seeds"] * 2 and twice["num_texts"] == 8
+    for name in ("audio_to_text_recall@1", "audio_to_text_recall@10", "word_reading"):
+        interval = once[f"{name}_interval"]
+        assert interval == twice[f"{name}_interval"], "the same model twice is no more certain"
+        assert interval["low"] <= interval["estimate"] == pytest.approx(once[name])
 
 
 def test_checkpoints_of_other_labels_or_kinds_are_not_mixed(aligned, fitted, corpus, folder):

@@ -13,6 +13,7 @@ from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 pytest.importorskip("matplotlib", reason='the plots need matplotlib: pip install "calm-speech[plot]"')
 pytest.importorskip("datasets", reason='the examples need datasets: pip install "calm-speech[train]"')
 
+import datasets  # noqa: E402
 import figures  # noqa: E402
 from plot_run import plot_run  # noqa: E402
 
@@ -75,6 +76,20 @@ def test_a_pretraining_run_is_drawn(tmp_path, config, processor, tone, noise):
     files = plot_run(run)
     assert sizes(files) == dict.fromkeys(("loss.png", "retrieval.png", "similarity.png", "tokens.png"), True)
     assert {file.parent for file in files} == {run / "plots"}
+
+
+def test_models_and_clips_side_by_side(config, processor, tone):
+    """Matrices that are compared have one scale of colours, and each clip of a page its own transcript above it."""
+    rows = {"audio": [tone(300, 0.2 * i + 0.2).tolist() for i in range(5)], "text": TEXTS}
+    clips = datasets.Dataset.from_dict(rows | {"duration": [0.2 * i + 0.2 for i in range(5)]})
+    clips = clips.with_format("numpy", columns=["audio"], output_all_columns=True)
+    models = {title: CalmForPreTraining(config).eval() for title in ("before", "after")}
+    before, after, bar = figures.draw_similarity(models, processor, clips).axes
+    assert before.images[0].get_clim() == after.images[0].get_clim() and bar.get_ylabel() == "cosine"
+    assert before.get_title().startswith("before\nmean cosine")
+    page = figures.draw_tokens(models["after"], processor, clips, number=3).axes[:3]
+    assert [axes.get_title() for axes in page] == [f"“{text}”" for text in TEXTS[2:]]
+    assert len({axes.get_xlim() for axes in page}) == 1, "one scale of time"
 
 
 def test_a_classifier_is_drawn_without_its_data(tmp_path, config, processor):

@@ -8,6 +8,7 @@ import torch
 
 from processing.retrieval import (
     alignment,
+    audio_text_ranks,
     audio_text_retrieval,
     modality_gap,
     retrieval_metrics,
@@ -125,6 +126,17 @@ def test_retrieval_agrees_with_the_plain_matrix_where_no_text_repeats():
     for direction, similarity in (("audio_to_text", cosines), ("text_to_audio", cosines.T)):
         for name, value in retrieval_metrics(similarity, np.eye(40, dtype=bool)).items():
             assert scores[f"{direction}_{name}"] == pytest.approx(value)
+
+
+def test_ranks_are_those_that_retrieval_is_made_of():
+    """An interval resamples the ranks; it must be one of the very figure it stands beside."""
+    generator = np.random.default_rng(0)
+    audio, texts = generator.normal(size=(30, 4)), [f"text {i % 12}" for i in range(30)]
+    text = generator.normal(size=(12, 4))[np.arange(30) % 12]
+    ranks, scores = audio_text_ranks(audio, text, texts), audio_text_retrieval(audio, text, texts)
+    for k in (1, 5, 10):
+        assert (ranks <= k).mean() == scores[f"audio_to_text_recall@{k}"]
+    assert np.median(ranks) == scores["audio_to_text_median_rank"]
 
 
 def test_a_collapsed_model_scores_nothing_despite_rounding():
