@@ -1,0 +1,203 @@
+"""What is lost on recordings unlike those of training: UAR and R@1 under perturbations of the test clips.
+
+    python examples/results/robustness.py --models runs/emotion/calm-* --compare_models runs/emotion/scratch-* \
+        --probes runs/commands runs/peers/ast-* runs/peers/wav2vec2-* --dataset EMOTION \
+        --retrieval_models runs/commands --retrieval_dataset SPEECH --output runs/results/robustness.json
+
+Every system is trained on clean speech: fine-tuned classifiers, linear probes on frozen encoders and on eGeMAPS, and
+search by sound for the transcript. The test split is read once, and all systems get the same perturbed clips; noise is
+drawn from the number of the clip. A figure is a mean over seeds with a 95 % bootstrap interval over the clips, and a
+change the paired difference to the clean clips. `perturbations.py` says what is done to them. Beside the JSON stands
+the table as Markdown.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from frozen import SAMPLING_RATE, egemaps, fit_system, from_checkpoint, group, read_clips
+from perturbations import PERTURBATIONS
+
+from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
+from processing import CalmProcessor
+from processing.bootstrap import bootstrap_interval, paired_bootstrap
+from processing.metrics import unweighted_average_recall
+from processing.retrieval import audio_text_ranks
+
+sys.path.append(str(Path(__file__).parents[1]))
+from evaluate import trained_modalities  # noqa: E402
+from finetune import encode_labels  # noqa: E402
+from options import parse_arguments, weights_digest, write_json  # noqa: E402
+from scoring import classify, embed, load_checkpoint  # noqa: E402
+from speech_data import DataArguments, read_split  # noqa: E402
+
+CLEAN = "clean"
+# Rows of clips to answers (seeds, N): classes, or the rank of each clip's transcript.
+System = Callable[[Sequence[dict]], np.ndarray]
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RobustnessArguments:
+    """Which systems are tried; every list but that of the probes holds seeds of one system."""
+
+    models: list[str] = field(default_factory=list, metadata={"help": "Fine-tuned classifiers."})
+    compare_models: list[str] = field(default_factory=list, metadata={"help": "Classifiers to compare with."})
+    probes: list[str] = field(
+        default_factory=list, metadata={"help": "Pretrained encoders, CALM's or peers'; of one kind they are seeds."}
+    )
+    egemaps: bool = field(default=True, metadata={"help": "The baseline eGeMAPS; needs opensmile."})
+    retrieval_models: list[str] = field(default_factory=list, metadata={"help": "Pretrained CALM checkpoints."})
+    retrieval_dataset: str | None = field(default=None, metadata={"help": "Their data set; as `--dataset`."})
+    batch_size: int = field(default=32, metadata={"help": "Clips at once."})
+    output: str = field(default="runs/results/robustness.json", metadata={"help": "JSON file."})
+
+    def __post_init__(self):
+        if bool(self.retrieval_models) != bool(self.retrieval_dataset):
+            raise ValueError("`--retrieval_models` and `--retrieval_dataset` go together.")
+
+    def checkpoints(self) -> list[str]:
+        """All that are named."""
+        return list(dict.fromkeys([*self.models, *self.compare_models, *self.probes, *self.retrieval_models]))
+
+
+def perturbed(rows: Sequence[dict], name: str) -> list[dict]:
+    """The rows with their clips perturbed, each by draws of its own number."""
+    change = PERTURBATIONS[name]
+    return [{**row, "audio": change(row["audio"], SAMPLING_RATE, np.random.default_rng(row["row"]))} for row in rows]
+
+
+def open_all(folders: Sequence[str], kind: type) -> list[tuple]:
+    """The models of one kind and their processors.
+
+    Raises:
+        ValueError: if one reads another sampling rate than the clips have.
+    """
+    opened: list[tuple] = [load_checkpoint(folder, kind) for folder in folders]
+    for folder, (_, processor) in zip(folders, opened, strict=True):
+        rate = processor.feature_extractor.sampling_rate
+        if rate != SAMPLING_RATE:
+            raise ValueError(f"'{folder}' reads clips of {rate} Hz, and these have {SAMPLING_RATE} Hz.")
+    return opened
+
+
+def classifiers(folders: Sequence[str], classes: list[str], batch_size: int) -> System:
+    """Fine-tuned seeds.
+
+    Raises:
+        ValueError: if they tell other classes than the data set has.
+    """
+    opened = open_all(folders, CalmForSequenceClassification)
+    for folder, (model, _) in zip(folders, opened, strict=True):
+        if model.config.label2id != {name: i for i, name in enumerate(classes)}:
+            raise ValueError(f"'{folder}' tells {list(model.config.label2id)}, and the data set holds {classes}.")
+    modalities = [trained_modalities(folder) for folder in folders]
+    return lambda rows: np.stack(
+        [
+            classify(*one, rows, batch_size, seen).argmax(-1) for one, seen in zip(opened, modalities, strict=True)
+        ]
+    )  # fmt: skip
+
+
+def emotion_systems(arguments: RobustnessArguments, data: DataArguments) -> tuple[dict[str, System], dict[str, int]]:
+    """The classifiers and probes by name, and the classes."""
+    clips, classes = read_clips(data, data.train_split, data.validation_split)
+    systems = {}
+    for name, folders in (("calm", arguments.models), ("compared", arguments.compare_models)):
+        if folders:
+            systems[name] = classifiers(folders, classes, arguments.batch_size)
+    frozen = {
+        f"{kind}_probe": [from_checkpoint(folder, arguments.batch_size) for folder in folders]
+        for kind, folders in group(arguments.probes).items()
+    }
+    for name, seeds in (frozen | ({"egemaps_svm": [egemaps]} if arguments.egemaps else {})).items():
+        fitted, _ = fit_system(seeds, clips[data.train_split], clips[data.validation_split])
+        systems[name] = lambda rows, fitted=fitted: np.stack(
+            [one.predict([row["audio"] for row in rows]) for one in fitted]
+        )
+    return systems, {name: i for i, name in enumerate(classes)}
+
+
+def searches(folders: Sequence[str], batch_size: int) -> System:
+    """The rank of each clip's transcript among those of the split, for every seed."""
+    opened: list[tuple[CalmForPreTraining, CalmProcessor]] = open_all(folders, CalmForPreTraining)
+
+    def search(rows: Sequence[dict]) -> np.ndarray:
+        texts, embeds = [row["text"] for row in rows], [embed(*one, rows, batch_size) for one in opened]
+        return np.stack([audio_text_ranks(one["audio_embeds"], one["text_embeds"], texts) for one in embeds])
+
+    return search
+
+
+def first_hits(best: np.ndarray, ranks: np.ndarray) -> float:
+    """R@1 of ranks (N,), where `best` is 1 for all."""
+    return float((ranks <= best).mean())
+
+
+def measure(systems: dict[str, System], rows: Sequence[dict], metric: Callable, truth: np.ndarray) -> dict:
+    """The metric of every system on clean and on perturbed clips, with its change."""
+    results: dict[str, dict] = {name: {} for name in systems}
+    clean = {}
+    for change in (CLEAN, *PERTURBATIONS):
+        logger.info("%s", change)
+        heard = rows if change == CLEAN else perturbed(rows, change)
+        for name, system in systems.items():
+            answers = system(heard)  # (seeds, N)
+            clean.setdefault(name, answers)
+            difference = paired_bootstrap(metric, truth, answers, clean[name])
+            results[name][change] = {
+                "interval": bootstrap_interval(metric, truth, answers)._asdict(),
+                "change": difference._asdict(),
+            }
+    return results
+
+
+def as_table(results: dict) -> str:
+    """A row a perturbation, a column a system: the figure, and its change with the interval."""
+    systems = {f"{name}, {metric}": found for metric, each in results.items() for name, found in each.items()}
+    lines = ["| clips | " + " | ".join(systems) + " |", "|---" * (len(systems) + 1) + "|"]
+    for change in (CLEAN, *PERTURBATIONS):
+        cells = []
+        for found in systems.values():
+            value, moved = found[change]["interval"], found[change]["change"]
+            interval = f"{value['low']:.3f}, {value['high']:.3f}"
+            if change != CLEAN:
+                interval = f"{moved['estimate']:+.3f}; {moved['low']:+.3f}, {moved['high']:+.3f}"
+            cells.append(f"{value['estimate']:.3f} [{interval}]")
+        lines.append(f"| {change} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments, data = parse_arguments(RobustnessArguments, DataArguments, arguments=argv)
+    logging.basicConfig(level=logging.INFO)
+    results = {}
+    if arguments.models or arguments.compare_models or arguments.probes:
+        systems, label2id = emotion_systems(arguments, data)
+        folders = [*arguments.models, *arguments.compare_models]
+        text = any(trained_modalities(folder) != "audio" for folder in folders)
+        test = read_split(data, data.test_split, SAMPLING_RATE, text=text, label=True)
+        test = encode_labels(test, label2id, data.test_split)
+        results["unweighted_average_recall"] = measure(
+            systems, list(test), unweighted_average_recall, np.asarray(test["label"])
+        )
+    if arguments.retrieval_models:
+        speech = read_split(replace(data, dataset=arguments.retrieval_dataset), data.test_split, SAMPLING_RATE)
+        systems = {"calm": searches(arguments.retrieval_models, arguments.batch_size)}
+        results["audio_to_text_recall@1"] = measure(systems, list(speech), first_hits, np.ones(len(speech)))
+    if not results:
+        raise ValueError("Name what is tried: `--models`, `--probes` or `--retrieval_models`.")
+    weights = {folder: weights_digest(folder) for folder in arguments.checkpoints() if Path(folder).is_dir()}
+    report = {"arguments": asdict(arguments), "dataset": data.dataset, "weights": weights, "results": results}
+    output = Path(arguments.output)
+    write_json(output, report)
+    output.with_suffix(".md").write_text(as_table(results) + "\n")
+    print(as_table(results))
+    return results
+
+
+if __name__ == "__main__":
+    main()
