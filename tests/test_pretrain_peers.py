@@ -15,7 +15,7 @@ from modeling_calm import CalmForPreTraining
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
 ENCODERS = ("calm", "ast", "wav2vec2")
-SECONDS = 2.0
+SECONDS = 1.0
 
 
 @pytest.fixture

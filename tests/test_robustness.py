@@ -1,5 +1,7 @@
 """Robustness: every system hears the same perturbed clips, and a change is that against its own clean figure."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import robustness
@@ -11,6 +13,13 @@ from processing.metrics import unweighted_average_recall
 
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """What is tested is which figures are compared; how intervals are drawn is tested in test_bootstrap.py."""
+    for name in ("bootstrap_interval", "paired_bootstrap"):
+        monkeypatch.setattr(robustness, name, partial(getattr(robustness, name), num_resamples=20))
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ def read_clips(data: DataArguments, *splits: str) -> tuple[dict[str, Clips], lis
 
 
 def mean_and_deviation(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """(B, N, width) and the (B, N) mask of real positions to (B, 2 x width)."""
+    """(B, N, width) and the (B, N) mask of real positions to (B, 2 x width), float32."""
+    states = states.float()
     mean = masked_mean(states, real)
     return torch.cat([mean, masked_mean((states - mean.unsqueeze(1)).square(), real).sqrt()], dim=-1)
 
