@@ -542,8 +542,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
         encoded = self._encode_in_chunks(given)
         audio, text = encoded["audio_embeds"], encoded["text_embeds"]
         scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
-        terms = self._losses(encoded, scale) if return_loss and len(audio) == len(text) else {}
-        loss = sum(getattr(self.config, f"{name}_weight") * term for name, term in terms.items()) if terms else None
+        loss, terms = None, {}
+        if return_loss and len(audio) == len(text):
+            terms = self._losses(encoded, scale)
+            weighted = (getattr(self.config, f"{name}_weight") * term for name, term in terms.items())
+            loss = sum(weighted, start=scale.new_zeros(()))  # 0 of no term, as in evaluation without the contrast
         whole = self.config.contrastive_chunk_size is None or not self.training
         logits = scaled_cosines(audio, text, scale) if whole else None
         return CalmForPreTrainingOutput(

@@ -74,6 +74,9 @@ def test_the_language_model_does_not_run_for_terms_without_masks(config, batch, 
     output = model(**batch)
     assert output.masked_language_loss is output.masked_acoustic_loss is None
     assert output.loss == output.audio_text_loss
+    config.audio_text_loss_weight = 0.0
+    output = CalmForPreTraining(config).eval()(**batch)
+    assert output.loss == 0, "Trainer evaluates only what has a loss"
 
 
 def test_the_contrast_does_not_hang_on_the_language_models_layers(config, pretraining_batch):

@@ -58,16 +58,6 @@ def test_the_rates_are_those_of_the_model(model, batch):
     assert deaf[0].shape[1] == mask.shape[1], "without words the language model sees acoustic tokens alone"
 
 
-def test_mean_and_deviation_are_numpys():
-    """Over the real places, whatever stands in the others."""
-    values, mask = torch.randn(2, 5, 3), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
-    values[0, 3:] = 1e6
-    found = rates.mean_and_deviation(values, mask).numpy()
-    for row, real in ((values[0, :3], 3), (values[1], 5)):
-        expected = np.concatenate((row.numpy().mean(0), row.numpy().std(0)))
-        np.testing.assert_allclose(found[0 if real == 3 else 1], expected, rtol=1e-4)
-
-
 def test_the_ridge_finds_a_linear_map(monkeypatch):
     """With next to no penalty; and its dual form is scikit-learn's primal one."""
     from sklearn.linear_model import Ridge

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from frozen import mean_and_deviation
 
 sys.path.append(str(Path(__file__).parents[1]))
 from linear_probe import fit_probe  # noqa: E402
 from scoring import batches, embed  # noqa: E402
 
 from modeling_calm import CalmForPreTraining  # noqa: E402
-from modeling_calm.spectran_calm import masked_mean  # noqa: E402
 from processing import CalmProcessor, DataCollatorForCalmPreTraining  # noqa: E402
 from processing.bootstrap import bootstrap_interval, paired_bootstrap  # noqa: E402
 from processing.metrics import unweighted_average_recall  # noqa: E402
@@ -69,13 +69,6 @@ def sequences(
         "acoustic_tokens": (tokens, tokens_mask),
         "utterance": (states, torch.cat((words_mask, tokens_mask), dim=1)),
     }
-
-
-def mean_and_deviation(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, N, width) and the (B, N) mask of real places to (B, 2 x width)."""
-    mean = masked_mean(values.float(), mask)
-    variance = masked_mean((values.float() - mean.unsqueeze(1)).square(), mask)
-    return torch.cat((mean, variance.sqrt()), dim=-1)
 
 
 @torch.no_grad()

@@ -1,0 +1,213 @@
+"""What each ingredient of the pretraining is worth: variants of one reduced recipe, several seeds, on validation.
+
+    python examples/results/ablations.py --dataset SPEECH --emotion_dataset EMOTION --output_dir runs/ablations \
+        --output runs/results/ablations.json
+
+The recipe and its variants stand in `examples/configs/ablations.yaml`. Every run is a process of `pretrain.py` on one
+thread, `--jobs` of them side by side; its folder in `--output_dir` keeps what it measured, `facts.json`, and a
+finished run is not repeated. The test split is never read: retrieval and word reading are those of the validation
+split, and so is the UAR of the linear probe, whose C and place are chosen there for every variant alike.
+
+A difference to the base has a 95 % bootstrap interval over the clips, paired, of the mean over seeds; beside it stand
+the differences of the single seeds, of which the interval says nothing.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+from drawing import draw_ablations
+
+sys.path.append(str(Path(__file__).parents[1]))
+from evaluate import measure_space, recall_at, share_of_tokens  # noqa: E402
+from figures import style  # noqa: E402
+from frozen import fit_system, from_checkpoint, read_clips  # noqa: E402
+from options import parse_arguments, write_json  # noqa: E402
+from scoring import load_checkpoint  # noqa: E402
+from speech_data import DataArguments, read_split  # noqa: E402
+from training import CONFIGS  # noqa: E402
+
+from modeling_calm import CalmForPreTraining  # noqa: E402
+from processing.bootstrap import paired_bootstrap  # noqa: E402
+from processing.metrics import unweighted_average_recall  # noqa: E402
+
+PRETRAIN = Path(__file__).parents[1] / "pretrain.py"
+BASE = "base"
+logger = logging.getLogger(__name__)
+measuring = threading.Lock()  # by one thread of this process at a time
+
+
+@dataclass
+class AblationArguments:
+    """What is varied, and where it goes."""
+
+    recipes: str = field(default=str(CONFIGS / "ablations.yaml"), metadata={"help": "YAML of the base and variants."})
+    variants: list[str] = field(default_factory=list, metadata={"help": "Those to run; by default all."})
+    emotion_dataset: str | None = field(default=None, metadata={"help": "Labelled speech for the linear probe."})
+    seeds: int = field(default=3, metadata={"help": "Trainings of each variant."})
+    jobs: int = field(default=2, metadata={"help": "Trainings side by side, on one thread each."})
+    batch_size: int = field(default=32, metadata={"help": "Clips at once when measuring."})
+    output_dir: str = field(default="runs/ablations", metadata={"help": "Folder of the runs."})
+    output: str = field(default="runs/results/ablations.json", metadata={"help": "JSON file; the figure beside it."})
+
+
+class Measure(NamedTuple):
+    """A figure as a function of one fact (N, k) about each of N clips."""
+
+    fact: str
+    metric: Callable[[np.ndarray], float]
+
+
+def average_precision(ranks: np.ndarray) -> float:
+    """mAP@10 of ranks: a clip has one right transcript, so its average precision is the reciprocal rank."""
+    return float(np.where(ranks <= 10, 1 / ranks, 0.0).mean())
+
+
+MEASURES = {
+    **{f"audio_to_text_recall@{k}": Measure("ranks", recall_at(k)) for k in (1, 5, 10)},
+    "audio_to_text_map@10": Measure("ranks", average_precision),
+    "word_reading": Measure("words", share_of_tokens),
+    "unweighted_average_recall": Measure("emotion", lambda found: unweighted_average_recall(*found.T)),
+}
+
+
+def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
+    """The options of each run by the name of its variant, the base first.
+
+    Raises:
+        ValueError: if the file is no mapping of a base and variants, or lacks one that was chosen.
+    """
+    recipes = yaml.safe_load(Path(file).read_text())
+    if not isinstance(recipes, dict) or set(recipes) != {BASE, "variants"} or BASE in recipes["variants"]:
+        raise ValueError(f"'{file}' must map `{BASE}` to options of pretrain.py, and `variants` to what differs.")
+    base, variants = recipes[BASE], recipes["variants"]
+    unknown = sorted(set(chosen) - set(variants))
+    if unknown:
+        raise ValueError(f"'{file}' has no variants {unknown}; it has {list(variants)}.")
+    found = {BASE: base}
+    for name in chosen or variants:
+        found[name] = base | variants[name]
+        if isinstance(found[name]["audio_config"], dict):
+            spectran = yaml.safe_load((CONFIGS / f"{base['audio_config']}.yaml").read_text())
+            found[name]["audio_config"] = spectran | found[name]["audio_config"]
+    return found
+
+
+def train(folder: Path, options: dict) -> None:
+    """Run pretrain.py in a process of its own, on one thread.
+
+    Raises:
+        RuntimeError: if it fails; names its log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(options["audio_config"], dict):
+        spectran = folder / "spectran.yaml"
+        spectran.write_text(yaml.safe_dump(options["audio_config"]))
+        options = options | {"audio_config": str(spectran)}
+    recipe, log = folder / "recipe.yaml", folder / "log.txt"
+    recipe.write_text(yaml.safe_dump(options | {"output_dir": str(folder)}))
+    command = [sys.executable, str(PRETRAIN), "--config", str(recipe), "--resume", "true", "--disable_tqdm", "true"]
+    with log.open("w") as stream:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        raise RuntimeError(f"The run in '{folder}' ended with code {code}; its last words stand in '{log}'.")
+
+
+def measure(folder: Path, data: DataArguments, emotion: DataArguments | None, batch_size: int) -> dict[str, list]:
+    """The facts about each clip that all measures are made of, (N, k) each, of validation clips alone."""
+    model, processor = load_checkpoint(str(folder), CalmForPreTraining)
+    clips = read_split(data, data.validation_split, processor.feature_extractor.sampling_rate)
+    space = measure_space(model, processor, clips, batch_size)
+    facts = {"ranks": space.ranks[:, None], "words": space.words}
+    if emotion is not None:
+        labelled, _ = read_clips(emotion, emotion.train_split, emotion.validation_split)
+        learnt, validation = labelled.values()
+        probe = fit_system([from_checkpoint(str(folder), batch_size)], learnt, validation)[0][0]
+        facts["emotion"] = np.stack((validation.labels, probe.predict(validation.waveforms)), axis=1)
+    return {name: fact.tolist() for name, fact in facts.items()}
+
+
+def carry_out(folder: Path, options: dict, arguments: AblationArguments, data: DataArguments) -> dict:
+    """The facts of one run: trained and measured, or read where that was done before.
+
+    Raises:
+        ValueError: if the folder holds the facts of a run with other options.
+    """
+    emotion = arguments.emotion_dataset and replace(data, dataset=arguments.emotion_dataset)
+    file, asked = folder / "facts.json", options | {"emotion_dataset": arguments.emotion_dataset}
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found["options"] != asked:
+            raise ValueError(
+                f"'{folder}' holds a run with other options. Remove it, or choose another `--output_dir`."
+            )
+        return found
+    start = time.perf_counter()
+    train(folder, options)
+    seconds = time.perf_counter() - start
+    with measuring:
+        facts = measure(folder, data, emotion or None, arguments.batch_size)
+    write_json(file, {"options": asked, "seconds": seconds, **facts})
+    logger.info("%s: trained in %.0f s and measured", folder.name, seconds)
+    return json.loads(file.read_text())
+
+
+def summarize(facts: dict[str, list[dict]]) -> dict:
+    """Means and spreads of all measures over the seeds of each variant, and differences to the base."""
+    results = {}
+    for name, seeds in facts.items():
+        results[name] = {}
+        for title, (fact, metric) in MEASURES.items():
+            if fact not in seeds[0]:
+                continue
+            own, base = (np.stack([np.asarray(seed[fact]) for seed in runs]) for runs in (seeds, facts[BASE]))
+            each = [metric(run) for run in own]
+            spread = float(np.std(each, ddof=1)) if len(each) > 1 else None
+            results[name][title] = {"mean": float(np.mean(each)), "standard_deviation": spread, "seeds": each}
+            if name != BASE:
+                clips = np.zeros((own.shape[1], 1))  # what is resampled; a metric sees the facts alone
+                interval = paired_bootstrap(lambda _, found, metric=metric: metric(found), clips, own, base)
+                by_seed = [one - other for one, other in zip(each, results[BASE][title]["seeds"], strict=True)]
+                results[name][title]["difference"] = {**interval._asdict(), "seeds": by_seed}
+    return {BASE: results.pop(BASE), "variants": results}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments, data = parse_arguments(AblationArguments, DataArguments, arguments=argv)
+    logging.basicConfig(level=logging.INFO)
+    recipes = read_recipes(arguments.recipes, arguments.variants)
+    runs = [(name, seed) for seed in range(arguments.seeds) for name in recipes]
+
+    def run(name: str, seed: int) -> dict:
+        options = recipes[name] | asdict(data) | {"seed": seed}
+        return carry_out(Path(arguments.output_dir) / f"{name}-{seed}", options, arguments, data)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        found = list(pool.map(lambda one: run(*one), runs))
+    facts = {name: [one for (other, _), one in zip(runs, found, strict=True) if other == name] for name in recipes}
+    seconds = {f"{name}-{seed}": one["seconds"] for (name, seed), one in zip(runs, found, strict=True)}
+    report = {
+        "arguments": asdict(arguments), "dataset": data.dataset, "recipes": recipes, "seconds": seconds,
+        "results": summarize(facts),
+    }  # fmt: skip
+    output = Path(arguments.output)
+    write_json(output, report)
+    with style():
+        draw_ablations(report["results"]).savefig(output.with_suffix(".png"))
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Ablations: what differs is what the name says, a finished run is not repeated, and differences are paired."""
+
+import ablations
+import numpy as np
+import pytest
+import yaml
+from example_helpers import assert_finite, load_json, save_language_model
+from training import ModelArguments
+from transformers import HfArgumentParser, set_seed
+
+from modeling_calm import CalmForPreTraining
+from processing.metrics import unweighted_average_recall
+from processing.retrieval import retrieval_metrics
+
+pytest_plugins = ["example_fixtures"]
+pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
+TOY = {"hidden_size": 32, "num_hidden_layers": 1, "num_context_layers": 1, "num_attention_heads": 4}
+STEPS = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+
+
+@pytest.fixture
+def recipes(tmp_path):
+    """A file of toys: the base, one without context layers, one with another text weight."""
+    text_model = save_language_model(tmp_path / "bert")
+    base = {"stage": "align", "audio_config": "tiny", "text_model": text_model, "dataloader_num_workers": 0, **STEPS}
+    variants = {
+        "no_context_layers": {"audio_config": {**TOY, "num_context_layers": 0}},
+        "no_audio_audio": {"audio_audio_loss_weight": 0},
+    }
+    file = tmp_path / "recipes.yaml"
+    file.write_text(
+        yaml.safe_dump({"base": base | {"per_device_train_batch_size": 8}, "variants": variants}, sort_keys=False)
+    )
+    return file
+
+
+@pytest.fixture
+def drawn_for_trained(monkeypatch):
+    """Instead of minutes of training a model is drawn from the seed; counts the trainings."""
+    trained = []
+
+    def draw(folder, options):
+        trained.append(folder.name)
+        set_seed(options["seed"])
+        file = folder.parent / f"{folder.name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        values = options["audio_config"] if isinstance(options["audio_config"], dict) else TOY
+        file.write_text(yaml.safe_dump(TOY | values))
+        arguments = ModelArguments(text_model=options["text_model"], audio_config=str(file))
+        arguments.load_model(CalmForPreTraining).save_pretrained(folder)
+        arguments.load_processor().save_pretrained(folder)
+
+    monkeypatch.setattr(ablations, "train", draw)
+    return trained
+
+
+def options_of(recipes, corpus, tmp_path, *more: str) -> list[str]:
+    given = {"--recipes": recipes, "--dataset": corpus, "--output_dir": tmp_path / "runs"}
+    given["--output"] = tmp_path / "results" / "ablations.json"
+    return [str(word) for option in given.items() for word in option] + ["--jobs", "1", *more]
+
+
+def test_runs_are_measured_on_validation_and_not_repeated(recipes, drawn_for_trained, corpus, tmp_path):
+    """The corpus has no test split here: who reads one fails. Killed and started again, only what is missing runs."""
+    splits = ["--test_split", "none", "--emotion_dataset", corpus]
+    first = options_of(recipes, corpus, tmp_path, "--seeds", "1", *splits)
+    ablations.main(first)
+    assert drawn_for_trained == ["base-0", "no_context_layers-0", "no_audio_audio-0"]
+    report = ablations.main(options_of(recipes, corpus, tmp_path, "--seeds", "2", *splits))
+    assert drawn_for_trained[3:] == ["base-1", "no_context_layers-1", "no_audio_audio-1"]
+    assert load_json(tmp_path / "results" / "ablations.json")["results"] == report["results"]
+    assert_finite(report["results"])
+    assert (tmp_path / "results" / "ablations.png").stat().st_size > 0
+    assert set(report["results"]["base"]) == set(ablations.MEASURES)
+    same, other = report["results"]["variants"]["no_audio_audio"], report["results"]["variants"]["no_context_layers"]
+    for figures in same.values():  # drawn alike, whatever the weight of a loss
+        assert figures["difference"] == {"estimate": 0, "low": 0, "high": 0, "seeds": [0, 0]}
+    assert any(figures["difference"]["estimate"] for figures in other.values())
+    changed = yaml.safe_load(recipes.read_text())
+    changed["base"]["max_steps"] = 3
+    recipes.write_text(yaml.safe_dump(changed, sort_keys=False))
+    with pytest.raises(ValueError, match="other options"):
+        ablations.main(first)
+
+
+def test_a_variant_is_a_training_of_its_own(recipes, corpus, tmp_path, monkeypatch):
+    """The real script, in a process of its own, with what the recipe says."""
+    found = ablations.read_recipes(str(recipes), ["no_context_layers"])
+    assert list(found) == ["base", "no_context_layers"]
+    folder = tmp_path / "run"
+    ablations.train(folder, found["no_context_layers"] | {"dataset": corpus, "seed": 3})
+    model = CalmForPreTraining.from_pretrained(folder)
+    assert (model.config.audio_config.num_context_layers, model.config.audio_config.hidden_size) == (0, 32)
+    kept = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (kept["seed"], kept["max_steps"], kept["stage"]) == (3, 2, "align")
+    monkeypatch.setattr(ablations, "PRETRAIN", tmp_path / "missing.py")
+    with pytest.raises(RuntimeError, match=r"code 2.*log\.txt"):
+        ablations.train(tmp_path / "broken", found["base"])
+
+
+def test_the_recipes_of_the_repository_are_options_of_pretraining():
+    """A misspelt one would fail hours later; and every variant differs from the base."""
+    from options import CalmTrainingArguments
+    from pretrain import PretrainingArguments
+
+    recipes = ablations.read_recipes(str(ablations.CONFIGS / "ablations.yaml"), [])
+    known = {a.dest for a in HfArgumentParser((PretrainingArguments, CalmTrainingArguments))._actions}
+    for name, recipe in recipes.items():
+        assert set(recipe) <= known
+        assert name == "base" or recipe != recipes["base"]
+    assert recipes["no_context_layers"]["audio_config"]["num_context_layers"] == 0
+    off = {f"{name}_loss_weight" for name in ("audio_text", "audio_audio", "masked_language", "masked_acoustic")}
+    assert {weight for recipe in recipes.values() for weight in off if recipe.get(weight) == 0} == off
+    with pytest.raises(ValueError, match="no variants.*nothing.*no_audio_text"):
+        ablations.read_recipes(str(ablations.CONFIGS / "ablations.yaml"), ["nothing"])
+
+
+def test_measures_of_facts_are_those_of_the_whole():
+    """An interval that resamples facts must be one of the figure that the metrics give."""
+    generator = np.random.default_rng(0)
+    similarity, relevant = generator.normal(size=(40, 15)), np.eye(15, dtype=bool)[generator.integers(15, size=40)]
+    expected = retrieval_metrics(similarity, relevant)
+    ranks = 1 + (similarity >= similarity[relevant][:, None]).sum(1, keepdims=True) - 1
+    for title, (fact, metric) in ablations.MEASURES.items():
+        if fact == "ranks":
+            assert metric(ranks) == pytest.approx(expected[title.removeprefix("audio_to_text_")])
+    labels, predictions = generator.integers(3, size=(2, 40))
+    found = ablations.MEASURES["unweighted_average_recall"].metric(np.stack((labels, predictions), axis=1))
+    assert found == unweighted_average_recall(labels, predictions)
+
+
+def test_a_difference_is_paired():
+    """Seeds of one number are compared, and clips that are hard for both cancel out."""
+    hard = np.arange(60)[:, None] % 2 * 20
+    base = [{"ranks": (hard + 2).tolist()}, {"ranks": (hard + 1).tolist()}]
+    worse = [{"ranks": (hard + 2).tolist()}, {"ranks": (hard + 2).tolist()}]
+    found = ablations.summarize({"base": base, "worse": worse})
+    recall = found["variants"]["worse"]["audio_to_text_recall@1"]
+    assert found["base"]["audio_to_text_recall@1"]["seeds"] == [0, 0.5]
+    assert recall["difference"]["seeds"] == [0, -0.5] and recall["difference"]["estimate"] == -0.25
+    assert recall["difference"]["high"] < 0
+    assert found["base"]["audio_to_text_recall@1"]["standard_deviation"] == pytest.approx(0.5 / np.sqrt(2))
