@@ -4,23 +4,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from tables import ABLATIONS, RATES
 
 sys.path.append(str(Path(__file__).parents[1]))
-from figures import BLUE, GREY, ORANGE  # noqa: E402
+from figures import BLUE, GREY, ORANGE, Axes, Figure  # noqa: E402
 
 COLOURS = {"before": GREY, "after": BLUE}
 NAMES = {"before": "before CALP", "after": "after CALP"}
-# Measure of the ablations: what its axis says.
-MEASURES = {
-    "audio_to_text_recall@1": "R@1",
-    "audio_to_text_recall@5": "R@5",
-    "audio_to_text_recall@10": "R@10",
-    "audio_to_text_map@10": "mAP@10",
-    "word_reading": "word reading",
-    "unweighted_average_recall": "UAR, emotion probe",
-}
 
 
 def whiskers(intervals: list[dict]) -> tuple[list[float], np.ndarray]:
@@ -51,11 +41,7 @@ def draw_length(results: dict) -> Figure:
 
 def draw_rates(results: dict) -> Figure:
     """What each rate carries: the clip's words and, where it was measured, the voice's emotion."""
-    panels = {
-        "words_by_rate": ("Words: R@1 by ridge regression", "audio_to_text_recall@1_interval"),
-        "emotion_by_rate": ("Emotion: UAR of the linear probe", "unweighted_average_recall_interval"),
-    }
-    panels = {part: names for part, names in panels.items() if part in results}
+    panels = {part: names for part, names in RATES.items() if part in results}
     figure = Figure(figsize=(4.4 * len(panels), 3.4))
     columns = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (part, (title, measure)) in zip(columns, panels.items(), strict=True):
@@ -74,7 +60,7 @@ def draw_rates(results: dict) -> Figure:
 def draw_ablations(ablations: dict) -> Figure:
     """What each variant loses or gains beside the base, a panel a measure: the paired interval, and every seed."""
     variants = ablations["variants"]
-    measures = {name: title for name, title in MEASURES.items() if name in ablations["base"]}
+    measures = {name: title for name, title in ABLATIONS.items() if name in ablations["base"]}
     figure = Figure(figsize=(1.6 + 2.3 * len(measures), 1.2 + 0.34 * len(variants)))
     columns = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axes, (measure, title) in zip(columns, measures.items(), strict=True):

@@ -1,0 +1,93 @@
+"""Results as Markdown."""
+
+SPACE = {
+    "audio_to_text_recall@1": "audio to text R@1",
+    "audio_to_text_recall@5": "audio to text R@5",
+    "audio_to_text_map@10": "audio to text mAP@10",
+    "text_to_audio_recall@1": "text to audio R@1",
+    "alignment": "alignment, 0 is best",
+    "uniformity_audio": "uniformity of audio, less is more even",
+    "uniformity_text": "uniformity of text",
+    "modality_gap": "modality gap",
+    "word_reading": "word reading",
+    "word_reading_other_transcript": "word reading, another clip's transcript",
+}
+ABLATIONS = {
+    "audio_to_text_recall@1": "R@1",
+    "audio_to_text_recall@5": "R@5",
+    "audio_to_text_recall@10": "R@10",
+    "audio_to_text_map@10": "mAP@10",
+    "word_reading": "word reading",
+    "unweighted_average_recall": "UAR, linear probe",
+}
+RATES = {
+    "words_by_rate": ("words, R@1", "audio_to_text_recall@1_interval"),
+    "emotion_by_rate": ("emotion, UAR", "unweighted_average_recall_interval"),
+}
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of cells, the first of which is the head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_interval(interval: dict, sign: str = "") -> str:
+    """An estimate and its interval; `sign="+"` writes that of a difference."""
+    numbers = [f"{interval[name]:{sign}.3f}" for name in ("estimate", "low", "high")]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+
+def targets_table(rows: list[dict]) -> str:
+    """The figures beside their targets, of `targets.judge`."""
+    lines = [["data", "measure", "value", "beside", "target", "outcome"]]
+    for row in rows:
+        beside = "" if row["baseline"] is None else f"{row['baseline']}: {row['baseline_value']:.3f}"
+        value = f"{row['value']:.3f}" if row["interval"] is None else with_interval(row["interval"])
+        lines.append([row["data"], row["measure"], value, beside, row["target"], outcome(row)])
+    return table(lines)
+
+
+def outcome(row: dict) -> str:
+    """Met or missed, and by how much."""
+    if "low" in row["margin"]:
+        return f"{'met' if row['met'] else '**missed**'}: {with_interval(row['margin'], '+')}"
+    return f"{'met' if row['met'] else '**missed**'} by {abs(row['margin']['estimate']):.3f}"
+
+
+def space_table(results: dict) -> str:
+    """Retrieval and geometry before and after CALP, of `alignment.py`."""
+    head = ["measure", "before CALP", "after CALP"]
+    return table(
+        [head, *([title, f"{results['before'][n]:.3f}", f"{results['after'][n]:.3f}"] for n, title in SPACE.items())]
+    )
+
+
+def rates_table(results: dict) -> str:
+    """What each rate carries before and after CALP, of `alignment.py`."""
+    parts = {part: names for part, names in RATES.items() if part in results}
+    rows = [["rate", *(f"{title}, {when}" for title, _ in parts.values() for when in ("before", "after"))]]
+    for rate in results["words_by_rate"]:
+        cells = [
+            with_interval(results[part][rate][when][measure])
+            for part, (_, measure) in parts.items()
+            for when in ("before", "after")
+        ]
+        rows.append([rate.replace("_", " "), *cells])
+    return table(rows)
+
+
+def ablations_table(results: dict) -> str:
+    """The base's means, and what each variant differs from them, of `ablations.py`."""
+    measures = {name: title for name, title in ABLATIONS.items() if name in results["base"]}
+    rows = [["variant", *measures.values()], ["base", *(spread(results["base"][name]) for name in measures)]]
+    for variant, found in results["variants"].items():
+        cells = [with_interval(found[name]["difference"], "+") for name in measures]
+        rows.append([variant.replace("_", " "), *cells])
+    return table(rows)
+
+
+def spread(found: dict) -> str:
+    """A mean over seeds and their deviation, which one seed does not have."""
+    deviation = found["standard_deviation"]
+    return f"{found['mean']:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")

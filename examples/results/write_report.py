@@ -1,0 +1,174 @@
+"""All results of a folder in one file, and their tables in README and model card.
+
+    python examples/results/write_report.py --results runs/results
+
+The folder holds the JSON files of `evaluate.py` as `retrieval*.json` and `emotion*.json`, one a corpus, and those of
+the scripts beside this one as `probes*.json`, `robustness*.json`, `alignment*.json` and `ablations*.json`; and, from
+whoever ran the steps, `steps.json` with the seconds each took. What is not there is left out and named. `results.json`
+gets everything with the commit, the machine and the versions of the libraries; what stands between
+`<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is written anew.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from robustness import as_table as robustness_table
+from tables import ablations_table, rates_table, space_table, targets_table
+from targets import judge
+
+EXAMPLES = Path(__file__).parents[1]
+sys.path += [str(EXAMPLES), str(EXAMPLES / "benchmarks")]
+from checkpoints import write_atomically  # noqa: E402
+from model_card import BLOCK, data_name  # noqa: E402
+from options import parse_arguments, write_json  # noqa: E402
+from report import cpu_name  # noqa: E402
+
+PARTS = ("retrieval", "emotion", "probes", "robustness", "alignment", "ablations")
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "soundfile", "soxr", "opensmile",
+)  # fmt: skip
+
+
+@dataclass
+class ReportArguments:
+    """What is read and what is written."""
+
+    results: str = field(default="runs/results", metadata={"help": "Folder of the JSON files; gets results.json."})
+    readme: str = field(default=str(EXAMPLES.parent / "README.md"), metadata={"help": "Its results are rewritten."})
+    model_card: str = field(default=str(EXAMPLES.parent / "model_card.md"), metadata={"help": "Likewise."})
+
+
+def read_results(folder: Path) -> tuple[dict[tuple[str, str], dict], list[str]]:
+    """The reports by part and name of their data, and the parts of which there is no file.
+
+    Raises:
+        ValueError: if the folder holds none, a file is no report, or one is not of a test split.
+    """
+    found, missing = {}, []
+    for part in PARTS:
+        files = sorted(folder.glob(f"{part}*.json"))
+        missing += [] if files else [part]
+        for file in files:
+            try:
+                report = json.loads(file.read_text())
+                key = part, data_name(report["dataset"])
+                split = report["arguments"].get("split", "test")
+                report["results"].keys()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"'{file}' is no results file of the scripts in examples/. Write it anew.") from error
+            if split != "test":
+                raise ValueError(f"'{file}' is of split '{split}'; results are those of the test split.")
+            if key in found:
+                raise ValueError(f"Two files in '{folder}' hold `{part}` of {key[1]}. Remove the older one.")
+            found[key] = report
+    if not found:
+        raise ValueError(f"'{folder}' holds none of {[f'{part}*.json' for part in PARTS]}.")
+    return found, missing
+
+
+def environment() -> dict:
+    """What the figures hold for: commit, machine, versions of the libraries."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # of an extra
+            continue
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "changed_files": (git("status", "--porcelain") or "").splitlines(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+    }
+
+
+def git(*words: str) -> str | None:
+    """What git says of the repository of this file; nothing outside of a clone."""
+    try:
+        return subprocess.run(
+            ["git", "-C", str(EXAMPLES), *words], capture_output=True, text=True, check=True
+        ).stdout.rstrip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
+    """Every table but that of the targets, under a line that says what it shows."""
+    found = []
+    for (part, data), report in reports.items():
+        results = report["results"]
+        if part == "alignment":
+            found.append(f"**Before and after CALP**, {data}:\n\n{space_table(results)}")
+            found.append(
+                f"**What each rate carries**, by linear maps from mean and deviation over time; words of {data}:\n\n"
+                f"{rates_table(results)}"
+            )
+        elif part == "robustness":
+            found.append(
+                f"**Perturbed recordings**, {data}; in brackets the interval of clean clips, and of the others the"
+                f" change:\n\n{robustness_table(results)}"
+            )
+        elif part == "ablations":
+            seeds = len(next(iter(results["base"].values()))["seeds"])
+            found.append(
+                f"**Ablations** at {report['recipes']['base']['max_steps']} steps on {data}, validation split,"
+                f" {seeds} seeds; variants by their difference to the base:\n\n{ablations_table(results)}"
+            )
+    return found
+
+
+def rewrite(file: Path, content: str) -> None:
+    """Put Markdown between the marks of a file, which stay.
+
+    Raises:
+        ValueError: if the file does not have them once.
+    """
+    text = file.read_text(encoding="utf-8")
+    blocks = [match for match in BLOCK.finditer(text) if match["name"] == "results"]
+    if len(blocks) != 1:
+        raise ValueError(f"'{file}' must hold `<!-- begin results -->` and `<!-- end results -->` once, on own lines.")
+    start, end = blocks[0].span("content")
+    write_atomically(file, f"{text[:start]}{content}\n{text[end:]}")
+
+
+def main(argv: list[str] | None = None) -> dict:
+    (arguments,) = parse_arguments(ReportArguments, arguments=argv)
+    folder = Path(arguments.results)
+    reports, missing = read_results(folder)
+    rows, unjudged = judge({key: report["results"] for key, report in reports.items()})
+    steps = folder / "steps.json"
+    made_on = environment()
+    report = {
+        "environment": made_on,
+        "seconds": json.loads(steps.read_text()) if steps.is_file() else None,
+        "missing": missing + unjudged,
+        "targets": rows,
+        "results": {f"{part}, {data}": report for (part, data), report in reports.items()},
+    }
+    write_json(folder / "results.json", report)
+    commit = (made_on["commit"] or "no commit")[:7] + (" with changes" if made_on["changed_files"] else "")
+    libraries = " and ".join(f"{name} {made_on['versions'][name]}" for name in ("torch", "transformers"))
+    intro = (
+        f"Written by `examples/results/write_report.py` at {commit} with {libraries}, on"
+        f" {made_on['gpu'] or made_on['cpu']}, {made_on['cores']} cores."
+        " Test splits, speakers that no training saw; 95 % bootstrap intervals over the clips."
+    )
+    lacking = [f"Not measured: {', '.join(report['missing'])}."] if report["missing"] else []
+    judged = [targets_table(rows)] if rows else []
+    rewrite(Path(arguments.model_card), "\n\n".join([intro, *judged, *lacking]))
+    rewrite(Path(arguments.readme), "\n\n".join([intro, *judged, *lacking, *sections(reports)]))
+    print("\n\n".join([*judged, *lacking]))
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The report tells what the results files say, and puts it where README and model card have their marks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import evaluate
+import pytest
+import tables
+import write_report
+from example_helpers import load_json
+from perturbations import PERTURBATIONS
+
+pytest_plugins = ["example_fixtures"]
+pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
+ROOT = Path(write_report.__file__).parents[2]
+INTERVAL = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+FIGURES = {"unweighted_average_recall": 0.5, "unweighted_average_recall_interval": INTERVAL}
+PEER = FIGURES | {"difference": {"estimate": -0.1, "low": -0.2, "high": 0.1}, "above": False}
+SPACE = dict.fromkeys(tables.SPACE, 0.25)
+RATE = {when: {"audio_to_text_recall@1_interval": INTERVAL} for when in ("before", "after")}
+BASE = {"mean": 0.5, "standard_deviation": 0.1, "seeds": [0.4, 0.6]}
+CHANGES = {change: {"interval": INTERVAL, "change": INTERVAL} for change in ("clean", *PERTURBATIONS)}
+OTHERS = {
+    "probes": ("emotion_en", FIGURES | {"egemaps_svm": PEER, "ast": PEER, "wav2vec2": PEER}),
+    "robustness": ("emotion_en", {"unweighted_average_recall": {"calm": CHANGES}}),
+    "alignment": ("speech_commands", {"before": SPACE, "after": SPACE, "words_by_rate": {"patches": RATE}}),
+    "ablations": (
+        "speech_commands",
+        {
+            "base": {"word_reading": BASE},
+            "variants": {"no_context": {"word_reading": BASE | {"difference": INTERVAL | {"seeds": [0, 1]}}}},
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder, corpus, aligned, fitted) -> Path:
+    """What evaluate.py writes of toys, on a corpus by the name of those that have targets."""
+    pytest.importorskip("opensmile")
+    output = folder / "results"
+    for part, name, options in (
+        ("retrieval", "speech_commands", ["--models", aligned]),
+        ("emotion-en", "emotion_en", ["--models", fitted, "--compare_models", fitted, "--egemaps"]),
+    ):
+        data = shutil.copytree(corpus, folder / name)
+        evaluate.main([*options, "--dataset", str(data), "--output", str(output / f"{part}.json")])
+    return output
+
+
+@pytest.fixture
+def files(evaluated, tmp_path) -> tuple[Path, list[str]]:
+    """A folder of results, copies of README and model card, and the options that name them."""
+    results = shutil.copytree(evaluated, tmp_path / "results")
+    options = ["--results", str(results)]
+    for option, name in (("--readme", "README.md"), ("--model_card", "model_card.md")):
+        shutil.copy(ROOT / name, tmp_path / name)
+        options += [option, str(tmp_path / name)]
+    return results, options
+
+
+def add(results: Path, part: str, steps: int = 5) -> None:
+    data, found = OTHERS[part]
+    report = {"arguments": {}, "dataset": f"/some/where/{data}", "recipes": {"base": {"max_steps": steps}}}
+    (results / f"{part}.json").write_text(json.dumps(report | {"results": found}))
+
+
+def test_what_there_is_is_told_and_what_lacks_is_named(files):
+    """The figures of evaluate.py itself, those of toys that know their corpus by heart."""
+    results, options = files
+    found = write_report.main(options)
+    kept = load_json(results / "results.json")
+    assert kept["missing"] == found["missing"] and kept["targets"] == json.loads(json.dumps(found["targets"]))
+    assert kept["results"]["retrieval, speech_commands"] == load_json(results / "retrieval.json")
+    rows = {(row["data"], row["measure"], row["baseline"]): row for row in found["targets"]}
+    recall = rows["speech_commands", "audio to text R@1", None]
+    assert recall["met"] and recall["interval"]["estimate"] == recall["value"] == 1.0
+    assert not rows["emotion_en", "UAR, fine-tuned", "eGeMAPS + linear SVM"]["met"], "1.0 is not 1.5 times 1.0"
+    assert found["missing"][:4] == ["probes", "robustness", "alignment", "ablations"]
+    assert "UAR, fine-tuned on emotion_pl" in found["missing"]
+    for option in (3, 5):
+        text = Path(options[option]).read_text()
+        assert "| speech_commands | audio to text R@1 | 1.000 [1.000, 1.000] |" in text
+        assert "Not measured: probes" in text and "0.473" not in text
+
+
+def test_only_what_stands_between_the_marks_changes(files):
+    """Twice gives the same, and the marks stay, by which publish.py finds its place."""
+    results, options = files
+    write_report.main(options)
+    once = [Path(options[i]).read_text() for i in (3, 5)]
+    write_report.main(options)
+    assert [Path(options[i]).read_text() for i in (3, 5)] == once
+    for text, name in zip(once, ("README.md", "model_card.md"), strict=True):
+        original = (ROOT / name).read_text()
+        for mark in ("<!-- begin results -->\n", "<!-- end results -->\n"):
+            assert text.count(mark) == 1
+        assert text.partition("<!-- begin results -->")[0] == original.partition("<!-- begin results -->")[0]
+        assert text.partition("<!-- end results -->")[2] == original.partition("<!-- end results -->")[2]
+    Path(options[3]).write_text("no marks")
+    with pytest.raises(ValueError, match=r"README\.md' must hold .*begin results"):
+        write_report.main(options)
+
+
+def test_every_part_has_its_table(files):
+    results, options = files
+    for part in OTHERS:
+        add(results, part)
+    (results / "steps.json").write_text('{"retrieval": 12.5}')
+    report = write_report.main(options)
+    assert report["seconds"] == {"retrieval": 12.5}
+    assert {"commit", "cpu", "cores", "gpu", "versions"} <= set(report["environment"])
+    assert report["environment"]["versions"]["torch"]
+    text = Path(options[3]).read_text()
+    for line in (
+        "| modality gap | 0.250 | 0.250 |",
+        "| patches | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |",
+        "| no context | +0.500 [+0.400, +0.600] |",
+        "| base | 0.500 ± 0.100 |",
+        "at 5 steps on speech_commands, validation split, 2 seeds",
+        "| clean | 0.500 [0.400, 0.600] |",
+        "**missed**: -0.100 [-0.200, +0.100] |",
+    ):
+        assert line in text, line
+    for hidden in ("/some/where", str(results)):
+        assert hidden not in text, "paths of a machine have no place in README"
+
+
+def test_files_that_tell_something_else_are_refused(files, tmp_path):
+    """Figures of validation beside targets for the test split would be the wrong ones, unseen."""
+    results, options = files
+    report = load_json(results / "retrieval.json")
+    report["arguments"]["split"] = "validation"
+    (results / "retrieval.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=r"retrieval\.json' is of split 'validation'"):
+        write_report.main(options)
+    shutil.copy(results / "emotion-en.json", results / "emotion-again.json")
+    (results / "retrieval.json").unlink()
+    with pytest.raises(ValueError, match="Two files .*`emotion` of emotion_en"):
+        write_report.main(options)
+    (results / "emotion-again.json").write_text("[]")
+    with pytest.raises(ValueError, match="no results file"):
+        write_report.main(options)
+    with pytest.raises(ValueError, match="holds none of"):
+        write_report.main(["--results", str(tmp_path / "empty")])
