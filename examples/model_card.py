@@ -20,9 +20,9 @@ MODALITIES = {
     "audio": "the voice alone: give it no words",
     "text": "the words alone: give it no audio",
 }
-LEGEND = (
-    "\n\nIntervals are 95 % bootstrap intervals over the clips. `compared` is the system that was evaluated beside it,"
-    " `egemaps_svm` a linear SVM on the eGeMAPS functionals."
+INTERVALS = "\n\nIntervals are 95 % bootstrap intervals over the clips."
+OTHERS = (
+    " `compared` is the system that was evaluated beside it, `egemaps_svm` a linear SVM on the eGeMAPS functionals."
 )
 
 # Figures of the evaluation entries: the metric's type in the Hub's terms, and its name.
@@ -101,7 +101,7 @@ def read_results(file: Path, weights: str, data: str | None = None) -> Evaluatio
     table = as_table(results)
     if len(models) > 1:
         table = f"{as_table(own)}\n\nMeans over {len(models)} trainings that differ in their seed:\n\n{table}"
-    table += LEGEND if "_interval" in table else ""
+    table += (INTERVALS if "_interval" in table else "") + (OTHERS if "gain over" in table else "")
     return Evaluation(data or data_name(report["dataset"]), report["arguments"]["split"], flat(own), table)
 
 

@@ -3,6 +3,7 @@
 import ablations
 import numpy as np
 import pytest
+import tables
 import yaml
 from example_helpers import assert_finite, load_json, save_language_model
 from training import ModelArguments
@@ -71,7 +72,7 @@ def test_runs_are_measured_on_validation_and_not_repeated(recipes, drawn_for_tra
     assert load_json(tmp_path / "results" / "ablations.json")["results"] == report["results"]
     assert_finite(report["results"])
     assert (tmp_path / "results" / "ablations.png").stat().st_size > 0
-    assert set(report["results"]["base"]) == set(ablations.MEASURES)
+    assert list(report["results"]["base"]) == list(ablations.MEASURES) == list(tables.ABLATIONS)
     same, other = report["results"]["variants"]["no_audio_audio"], report["results"]["variants"]["no_context_layers"]
     for figures in same.values():  # drawn alike, whatever the weight of a loss
         assert figures["difference"] == {"estimate": 0, "low": 0, "high": 0, "seeds": [0, 0]}

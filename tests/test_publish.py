@@ -67,7 +67,13 @@ def test_the_card_of_a_classifier_tells_its_own_figures(evaluated, tmp_path):
     assert (entry.task_type, entry.dataset_name, entry.dataset_split) == ("audio-classification", "Tones", "test")
     assert (card.data.license, card.data.language, card.data.base_model) == ("mit", ["en"], "owner/bert")
     assert card.data.datasets == ["owner/tones"]
-    for told in ("| Noise | CC BY 4.0 |", "egemaps_svm", "Means over 2 trainings", "the voice alone", "calm, noisy"):
+    for told in (
+        "| Noise | CC BY 4.0 |",
+        "`egemaps_svm` a linear",
+        "Means over 2 trainings",
+        "the voice alone",
+        "calm, noisy",
+    ):
         assert told in card.text, told
     assert "nearest_tokens" not in card.text
 
@@ -80,6 +86,15 @@ def test_the_card_of_an_aligned_model_tells_its_retrieval(aligned, tmp_path):
     assert card.data.eval_results[0].dataset_split == "validation"
     assert "nearest_tokens" in card.text and "AutoModelForSequenceClassification" not in card.text
     assert "`stage: align`" in card.text
+
+
+def test_the_card_of_an_aligned_model_explains_its_intervals(aligned, corpus, tmp_path):
+    """And no baseline that is not in the table."""
+    report = tmp_path / "evaluation.json"
+    evaluate.main(["--models", aligned, "--dataset", corpus, "--output", str(report)])
+    card = write(aligned, tmp_path / "card", results=f"Tones={report}")
+    assert "| audio_to_text_recall@1_interval | " in card.text and "Intervals are 95 % bootstrap" in card.text
+    assert "`egemaps_svm`" not in card.text
 
 
 def test_a_card_without_results_says_so(fitted, tmp_path):
