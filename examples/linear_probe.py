@@ -35,7 +35,8 @@ def fit_probe(
     """
     probes = []
     for c in STRENGTHS:
-        machine = make_pipeline(StandardScaler(), LinearSVC(C=c, class_weight="balanced", random_state=0))
+        svm = LinearSVC(C=c, class_weight="balanced", max_iter=10_000, random_state=0)
+        machine = make_pipeline(StandardScaler(), svm)
         machine.fit(train, train_labels)
         found = machine.predict(validation)
         probes.append(Probe(c, unweighted_average_recall(validation_labels, found), machine))

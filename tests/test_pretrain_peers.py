@@ -62,16 +62,27 @@ def test_the_number_of_steps_fits_the_budget(walk):
         steps_for(stopwatch, 5.0)
 
 
+@pytest.fixture
+def pretrain(corpus, new_model, tmp_path):
+    """`pretrain(encoder, name, seconds, calibration_steps=4)`: a run; returns its results and its folder."""
+
+    def run(encoder: str, name: str, seconds: float, calibration_steps: int = 4):
+        output = tmp_path / name
+        results = pretrain_peers.main(
+            [
+                "--encoder", encoder, "--seconds", str(seconds), "--calibration_steps", str(calibration_steps),
+                *new_model, "--dataset", corpus, "--output_dir", str(output), "--per_device_train_batch_size", "4",
+                "--dataloader_num_workers", "0", "--learning_rate", "3e-3", "--disable_tqdm", "true",
+            ]
+        )  # fmt: skip
+        return results, output
+
+    return run
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_a_run_keeps_its_budget_and_can_be_probed(encoder, corpus, new_model, tmp_path):
-    output = tmp_path / encoder
-    results = pretrain_peers.main(
-        [
-            "--encoder", encoder, "--seconds", str(SECONDS), "--calibration_steps", "4", *new_model,
-            "--dataset", corpus, "--output_dir", str(output), "--per_device_train_batch_size", "4",
-            "--dataloader_num_workers", "0", "--learning_rate", "3e-3", "--disable_tqdm", "true",
-        ]
-    )  # fmt: skip
+def test_a_run_keeps_its_budget_and_can_be_probed(encoder, pretrain):
+    results, output = pretrain(encoder, "run", SECONDS)
     assert results["steps"] <= results["steps_planned"] and results["clips_seen"] == 4 * results["steps"]
     # A step that is slower than those before it may end late, on a busy machine the last one too.
     assert results["seconds"] < SECONDS + 10 * results["seconds"] / results["steps"]
@@ -87,12 +98,21 @@ def test_a_run_keeps_its_budget_and_can_be_probed(encoder, corpus, new_model, tm
         assert load_peer(str(output)).extractor.sampling_rate == 16000
 
 
+def test_the_timing_leaves_no_trace(pretrain, monkeypatch):
+    """However long it took: weights and draws begin where they would have begun. Wav2Vec2 draws in the model too."""
+    monkeypatch.setattr(pretrain_peers, "steps_for", lambda stopwatch, seconds: 2)
+    first, second = (pretrain("wav2vec2", f"run-{steps}", calibration_steps=steps)[0] for steps in (1, 3))
+    assert (
+        first["weights"] == second["weights"] and first["validation"]["eval_loss"] == second["validation"]["eval_loss"]
+    )
+
+
 def test_only_the_encoders_differ(new_model, corpus):
     """Same target, same objective, the same parts in training: the encoder, its projection and the scale."""
     parts = {}
     for encoder in ENCODERS:
         arguments = PeerArguments(text_model=new_model[1], audio_config=new_model[3], encoder=encoder)
-        model, _ = build(arguments, durations=[0.4] * 8)
+        model, _ = build(arguments, arguments.load_processor(), durations=[0.4] * 8)
         assert {name: getattr(model.config, name) for name in OBJECTIVES} == OBJECTIVES
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         parts[encoder] = {name.removeprefix("calm.").split(".")[0] for name in trained}

@@ -118,9 +118,15 @@ def longest_input(durations: list[float], frames_per_second: float) -> int:
     return min(1024, 16 + 10 * max(0, int(np.ceil((frames - 16) / 10))))  # patches of 16 every 10
 
 
-def build(arguments: PeerArguments, durations: list[float]) -> tuple[CalmForPreTraining, CalmProcessor]:
-    """A model whose encoder starts from random weights, its language model frozen, and the processor it reads with."""
-    processor = arguments.load_processor()
+def build(
+    arguments: PeerArguments, processor: CalmProcessor, durations: list[float]
+) -> tuple[CalmForPreTraining, CalmProcessor]:
+    """A model whose encoder starts from random weights, its language model frozen, and the processor of what it reads.
+
+    Args:
+        processor: SpecTran's.
+        durations: of the training clips, in seconds.
+    """
     model = arguments.load_model(CalmForPreTraining, **OBJECTIVES)
     freeze(model, PretrainingArguments())
     if arguments.encoder in PEERS:
@@ -158,13 +164,14 @@ def main(argv: list[str] | None = None) -> dict:
     )
     logging.basicConfig(level=logging.INFO)
     if training.resume:
-        raise ValueError("A run that was interrupted has not had its time at one piece; leave out `--resume`.")
+        raise ValueError("A run that was interrupted has not had its time in one piece; leave out `--resume`.")
     start_run(training)
     training.label_names, training.remove_unused_columns = ["input_ids"], False
     training.dataloader_drop_last, training.save_strategy, training.eval_strategy = True, "no", "no"
-    train, validation = read_data(arguments, data, StreamingArguments(), training, arguments.load_processor())
+    spectrograms = arguments.load_processor()
+    train, validation = read_data(arguments, data, StreamingArguments(), training, spectrograms)
     set_seed(training.seed)
-    model, processor = build(arguments, train["duration"])
+    model, processor = build(arguments, spectrograms, train["duration"])
     write_options(training, DEFAULTS, arguments, data)
 
     timed, timing = Stopwatch(), copy.copy(training)
@@ -180,7 +187,7 @@ def main(argv: list[str] | None = None) -> dict:
     folder, encoder = Path(training.output_dir), model.calm.audio_model
     if arguments.encoder in PEERS:
         encoder.encoder.save_pretrained(folder)
-        arguments.load_processor().feature_extractor.save_pretrained(folder)
+        spectrograms.feature_extractor.save_pretrained(folder)
     else:
         trainer.save_model()
     results = {
