@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import yaml
 from drawing import draw_ablations
 
@@ -89,9 +90,12 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
         ValueError: if the file is no mapping of a base and variants, or lacks one that was chosen.
     """
     recipes = yaml.safe_load(Path(file).read_text())
-    if not isinstance(recipes, dict) or set(recipes) != {BASE, "variants"} or BASE in recipes["variants"]:
+    if not isinstance(recipes, dict) or set(recipes) != {BASE, "variants"}:
         raise ValueError(f"'{file}' must map `{BASE}` to options of pretrain.py, and `variants` to what differs.")
     base, variants = recipes[BASE], recipes["variants"]
+    empty = [name for name, options in variants.items() if name == BASE or not isinstance(options, dict)]
+    if empty:
+        raise ValueError(f"The variants {empty} of '{file}' must have names and options of their own.")
     unknown = sorted(set(chosen) - set(variants))
     if unknown:
         raise ValueError(f"'{file}' has no variants {unknown}; it has {list(variants)}.")
@@ -133,8 +137,8 @@ def measure(folder: Path, data: DataArguments, emotion: DataArguments | None, ba
     facts = {"ranks": space.ranks[:, None], "words": space.words}
     if emotion is not None:
         labelled, _ = read_clips(emotion, emotion.train_split, emotion.validation_split)
-        learnt, validation = labelled.values()
-        probe = fit_system([from_checkpoint(str(folder), batch_size)], learnt, validation)[0][0]
+        training, validation = labelled.values()
+        (probe,), _ = fit_system([from_checkpoint(str(folder), batch_size)], training, validation)
         facts["emotion"] = np.stack((validation.labels, probe.predict(validation.waveforms)), axis=1)
     return {name: fact.tolist() for name, fact in facts.items()}
 
@@ -187,6 +191,7 @@ def summarize(facts: dict[str, list[dict]]) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     arguments, data = parse_arguments(AblationArguments, DataArguments, arguments=argv)
     logging.basicConfig(level=logging.INFO)
+    torch.set_num_threads(1)  # measuring is one of the jobs
     recipes = read_recipes(arguments.recipes, arguments.variants)
     runs = [(name, seed) for seed in range(arguments.seeds) for name in recipes]
 
