@@ -101,10 +101,9 @@ def test_a_run_keeps_its_budget_and_can_be_probed(encoder, pretrain):
 def test_the_timing_leaves_no_trace(pretrain, monkeypatch):
     """However long it took: weights and draws begin where they would have begun. Wav2Vec2 draws in the model too."""
     monkeypatch.setattr(pretrain_peers, "steps_for", lambda stopwatch, seconds: 2)
-    first, second = (pretrain("wav2vec2", f"run-{steps}", calibration_steps=steps)[0] for steps in (1, 3))
-    assert (
-        first["weights"] == second["weights"] and first["validation"]["eval_loss"] == second["validation"]["eval_loss"]
-    )
+    first, second = (pretrain("wav2vec2", f"run-{steps}", 600, calibration_steps=steps)[0] for steps in (1, 3))
+    assert first["steps"] == 2 and first["weights"] == second["weights"]
+    assert first["validation"]["eval_loss"] == second["validation"]["eval_loss"]
 
 
 def test_only_the_encoders_differ(new_model, corpus):
