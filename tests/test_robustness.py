@@ -81,6 +81,14 @@ def test_checkpoints_are_tried_side_by_side(aligned, fitted, corpus, tmp_path, c
     assert len(table.splitlines()) == 2 + 1 + len(PERTURBATIONS)
 
 
+def test_search_alone_is_tried_on_its_own_data(aligned, corpus, tmp_path):
+    """The report would otherwise name the default data set, which was not even read."""
+    output = tmp_path / "robustness.json"
+    options = ["--retrieval_models", aligned, "--retrieval_dataset", corpus, "--output", str(output)]
+    assert robustness.main(options).keys() == {"audio_to_text_recall@1"}
+    assert load_json(output)["dataset"] == corpus
+
+
 def test_what_cannot_be_compared_is_refused(fitted, aligned, corpus):
     """Classes in another order would turn an answer into another one."""
     for options, message in (

@@ -35,6 +35,7 @@ from scoring import classify, embed, load_checkpoint  # noqa: E402
 from speech_data import DataArguments, read_split  # noqa: E402
 
 CLEAN = "clean"
+TITLES = {"unweighted_average_recall": "UAR", "audio_to_text_recall@1": "R@1"}
 # Rows of clips to answers (seeds, N): classes, or the rank of each clip's transcript.
 System = Callable[[Sequence[dict]], np.ndarray]
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def measure(systems: dict[str, System], rows: Sequence[dict], metric: Callable, 
 
 def as_table(results: dict) -> str:
     """A row a perturbation, a column a system: the figure, and its change with the interval."""
-    systems = {f"{name}, {metric}": found for metric, each in results.items() for name, found in each.items()}
+    systems = {f"{name}, {TITLES[metric]}": found for metric, each in results.items() for name, found in each.items()}
     lines = ["| clips | " + " | ".join(systems) + " |", "|---" * (len(systems) + 1) + "|"]
     for change in (CLEAN, *PERTURBATIONS):
         cells = []
@@ -191,7 +192,8 @@ def main(argv: list[str] | None = None) -> dict:
     if not results:
         raise ValueError("Name what is tried: `--models`, `--probes` or `--retrieval_models`.")
     weights = {folder: weights_digest(folder) for folder in arguments.checkpoints() if Path(folder).is_dir()}
-    report = {"arguments": asdict(arguments), "dataset": data.dataset, "weights": weights, "results": results}
+    dataset = data.dataset if "unweighted_average_recall" in results else arguments.retrieval_dataset
+    report = {"arguments": asdict(arguments), "dataset": dataset, "weights": weights, "results": results}
     output = Path(arguments.output)
     write_json(output, report)
     output.with_suffix(".md").write_text(as_table(results) + "\n")
