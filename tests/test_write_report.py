@@ -118,7 +118,7 @@ def test_every_part_has_its_table(files):
         "| patches | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |",
         "| no context | +0.500 [+0.400, +0.600] |",
         "| base | 0.500 ± 0.100 |",
-        "at 5 steps on speech_commands, validation split, 2 seeds",
+        "at 5 steps on speech_commands, validation split, seeds: 2",
         "| clean | 0.500 [0.400, 0.600] |",
         "**missed**: -0.100 [-0.200, +0.100] |",
     ):

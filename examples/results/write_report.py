@@ -121,7 +121,7 @@ def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
             seeds = len(next(iter(results["base"].values()))["seeds"])
             found.append(
                 f"**Ablations** at {report['recipes']['base']['max_steps']} steps on {data}, validation split,"
-                f" {seeds} seeds; variants by their difference to the base:\n\n{ablations_table(results)}"
+                f" seeds: {seeds}; variants by their difference to the base:\n\n{ablations_table(results)}"
             )
     return found
 
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict:
         f" {made_on['gpu'] or made_on['cpu']}, {made_on['cores']} cores."
         " Test splits, speakers that no training saw; 95 % bootstrap intervals over the clips."
     )
-    lacking = [f"Not measured: {', '.join(report['missing'])}."] if report["missing"] else []
+    lacking = [f"Not measured: {'; '.join(report['missing'])}."] if report["missing"] else []
     judged = [targets_table(rows)] if rows else []
     rewrite(Path(arguments.model_card), "\n\n".join([intro, *judged, *lacking]))
     rewrite(Path(arguments.readme), "\n\n".join([intro, *judged, *lacking, *sections(reports)]))
