@@ -1,5 +1,7 @@
 """The comparison of probes: test labels decide nothing, seeds are averaged, and gains are paired."""
 
+from functools import partial
+
 import numpy as np
 import probes
 import pytest
@@ -11,6 +13,13 @@ from modeling_calm import CalmAudioConfig
 
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """How intervals are drawn is tested in test_bootstrap.py."""
+    for name in ("bootstrap_interval", "paired_bootstrap"):
+        monkeypatch.setattr(probes, name, partial(getattr(probes, name), num_resamples=100))
 
 
 @pytest.fixture(scope="module")
