@@ -23,7 +23,8 @@ except ImportError as error:
     raise ImportError('The plots need matplotlib: pip install "calm-speech[plot]".') from error
 
 # Okabe & Ito's colours, which readers with any colour vision can tell apart.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+GREY = "#6B6B6B"
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "axes.grid": True,
@@ -46,7 +47,7 @@ def draw_loss(log: list[dict], pretraining: bool) -> Figure | None:
     """The loss over steps: its terms by name, or training beside validation."""
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats)" if pretraining else "loss")
-    curves = dict(zip(LOSS_TERMS, (BLUE, ORANGE, GREEN, PURPLE), strict=True)) | {"chance_loss": BLUE}
+    curves = dict(zip(LOSS_TERMS, (BLUE, ORANGE, SKY, GREEN, PURPLE), strict=True)) | {"chance_loss": BLUE}
     labels = {"chance_loss": "ln(batch): audio_text_loss by chance"}
     if not pretraining:
         curves, labels = {"loss": BLUE, "eval_loss": ORANGE}, {"loss": "training", "eval_loss": "validation"}

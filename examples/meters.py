@@ -19,7 +19,9 @@ try:
 except ImportError:  # Windows
     resource = None
 
-LOSS_TERMS = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
+LOSS_TERMS = (
+    "audio_text_loss", "audio_audio_loss", "transcript_loss", "masked_language_loss", "masked_acoustic_loss",
+)  # fmt: skip
 
 
 class TermMeter:

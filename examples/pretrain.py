@@ -29,8 +29,14 @@ from processing.retrieval import audio_text_retrieval
 
 WAVEFORM_AUGMENTATION = WaveformAugmentation(noise_probability=0.3)
 STAGES = {
-    "align": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 0.0, "masked_acoustic": 0.0},
-    "fuse": {"audio_text": 1.0, "audio_audio": 0.1, "masked_language": 1.0, "masked_acoustic": 1.0},
+    "align": {
+        "audio_text": 1.0,
+        "audio_audio": 0.1,
+        "transcript": 1.0,
+        "masked_language": 0.0,
+        "masked_acoustic": 0.0,
+    },
+    "fuse": {"audio_text": 1.0, "audio_audio": 0.1, "transcript": 1.0, "masked_language": 1.0, "masked_acoustic": 1.0},
 }
 
 
@@ -47,6 +53,7 @@ class PretrainingArguments(ModelArguments):
     augment: bool = field(default=True, metadata={"help": "Speed, level, noise, band limits and SpecAugment."})
     audio_text_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     audio_audio_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
+    transcript_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     masked_language_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     masked_acoustic_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     contrastive_chunk_size: int | None = field(

@@ -216,6 +216,9 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
             Weight of the contrast between pooled acoustic tokens and the text target. 0 leaves a term uncomputed.
         audio_audio_loss_weight (`float`, *optional*, defaults to 0.1):
             Weight of the contrast between neighbouring windows.
+        transcript_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the contrast between single acoustic tokens and the wordpieces of the transcript, in its order.
+            Our own addition to the method, and therefore not used unless asked for.
         masked_language_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of masked language modelling with the audio in view.
         masked_acoustic_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -254,8 +257,8 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
 
     model_type = "calm"
     keys_to_ignore_at_inference = [
-        "audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss", "logits_per_audio",
-        "logits_per_text", "hidden_states", "attentions",
+        "audio_text_loss", "audio_audio_loss", "transcript_loss", "masked_language_loss", "masked_acoustic_loss",
+        "logits_per_audio", "logits_per_text", "hidden_states", "attentions",
     ]  # fmt: skip
     sub_configs_defaults = {
         "audio_config": SubConfigSpec(config_class=CalmAudioConfig),
@@ -266,6 +269,7 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     audio_text_loss_weight: float | int = 1.0
     audio_audio_loss_weight: float | int = 0.1
+    transcript_loss_weight: float | int = 0.0
     masked_language_loss_weight: float | int = 1.0
     masked_acoustic_loss_weight: float | int = 1.0
     logit_scale_init_value: float | int = 2.6592
@@ -298,7 +302,7 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
 
     def validate_objectives(self) -> None:
         """No weight is negative, a chunk holds at least one clip, the problem is known, each label has a weight."""
-        for name in ("audio_text", "audio_audio", "masked_language", "masked_acoustic"):
+        for name in ("audio_text", "audio_audio", "transcript", "masked_language", "masked_acoustic"):
             if getattr(self, f"{name}_loss_weight") < 0:
                 raise ValueError(f"`{name}_loss_weight` cannot be negative.")
         if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:

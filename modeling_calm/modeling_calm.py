@@ -25,11 +25,13 @@ from .loading_calm import CalmPreTrainedModel
 from .loss_calm import (
     audio_text_loss,
     classification_loss,
+    gather_ids,
     largest_over_ranks,
     mean_over_ranks,
     num_ranks,
     pair_loss,
     scaled_cosines,
+    transcript_loss,
 )
 from .outputs_calm import CalmAudioModelOutput, CalmForPreTrainingOutput, CalmModelOutput, NearestTokens
 from .spectran_calm import CalmAudioModel, masked_mean
@@ -381,7 +383,7 @@ class CalmMaskedLanguageHead(nn.Module):
 
 
 class CalmForPreTraining(CalmPreTrainedModel):
-    """[`CalmModel`] with the four objectives of contrastive audio-language pretraining.
+    """[`CalmModel`] with the objectives of contrastive audio-language pretraining.
 
     A stage is a choice of weights in the configuration and of frozen modules; with both masked terms at 0 the language
     model does not run. A step is a function of its batch: all random masks come from the collator.
@@ -412,6 +414,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
         self.calm = CalmModel(config)
         embeddings = self.get_input_embeddings()
         self.logit_scale = nn.Parameter(torch.empty(1))  # FSDP2 cannot shard what has no dimension
+        read = bool(
+            config.transcript_loss_weight
+        )  # an idle parameter that asks for a gradient stops distributed training
+        self.token_logit_scale = nn.Parameter(torch.empty(1), requires_grad=read)
+        self.blank_embedding = nn.Parameter(torch.empty(embeddings.embedding_dim), requires_grad=read)  # says no piece
         self.lm_head = CalmMaskedLanguageHead(config, embeddings.embedding_dim, embeddings.num_embeddings)
         self.acoustic_head = nn.Linear(config.hidden_size, embeddings.embedding_dim)
         path = next(name for name, module in self.named_modules() if module is embeddings)
@@ -425,6 +432,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, CalmForPreTraining):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            init.constant_(module.token_logit_scale, self.config.logit_scale_init_value)
+            init.normal_(module.blank_embedding, std=self.config.initializer_range)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder
@@ -432,7 +441,28 @@ class CalmForPreTraining(CalmPreTrainedModel):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head.decoder = value
 
-    def _encode(self, batch: dict, first_row: int = 0) -> dict:
+    def _pieces(self, batch: dict) -> torch.Tensor:
+        """(B, L) unmasked ids of the transcripts, -1 where padding or a special token stands."""
+        ids, labels, mask = batch["input_ids"], batch.get("labels"), batch.get("attention_mask")
+        ids = ids if labels is None else torch.where(labels != -100, labels, ids)
+        special = torch.tensor(self.config.special_token_ids or [-1], device=ids.device)
+        left_out = torch.isin(ids, special) if mask is None else torch.isin(ids, special) | ~mask.bool()
+        return ids.masked_fill(left_out, -1)
+
+    def _dictionary(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(K,) the wordpieces of all transcripts of a batch, and (1 + K, E) what each acoustic token picks from.
+
+        In training those of all ranks. The L2-normalised vectors are that of no wordpiece, and one of each.
+        """
+        if not self.config.transcript_loss_weight:
+            return None
+        ids = self._pieces(batch)
+        ids = gather_ids(ids) if self.training else ids
+        ids = ids[ids >= 0].unique()
+        words = (self.get_input_embeddings()(ids) - self.calm.word_embedding_mean).detach()  # a target
+        return ids, normalize(torch.cat((self.blank_embedding.unsqueeze(0), words)).float(), dim=-1)
+
+    def _encode(self, batch: dict, dictionary: tuple[torch.Tensor, torch.Tensor] | None, first_row: int = 0) -> dict:
         """Everything that needs no other clip, of a batch or of its rows from `first_row` on.
 
         Returns small tensors, so that a chunk can be recomputed; the vectors to compare are L2-normalised.
@@ -451,6 +481,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
             "has_audio": tokens_mask.any(-1),
             "has_text": words_mask.any(-1),
         }
+        if dictionary is not None and len(tokens) == len(input_ids):
+            scale = self.token_logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+            directions = normalize(tokens.float(), dim=-1)
+            total, count = transcript_loss(directions, tokens_mask, self._pieces(batch), *dictionary, scale)
+            encoded["transcript_total"], encoded["transcript_count"] = total.view(1), count.view(1)
         if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
             rows = (batch["pair_indices"] >= 0).nonzero().flatten()
             first = batch["pair_indices"][rows]
@@ -469,8 +504,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
             if labels is not None:
                 places = labels != -100
                 logits = self.lm_head(states[:, : input_ids.shape[1]][places]).float()
-                encoded["language_total"] = cross_entropy(logits, labels[places], reduction="sum").view(1)
-                encoded["language_count"] = places.sum().view(1)
+                encoded["masked_language_total"] = cross_entropy(logits, labels[places], reduction="sum").view(1)
+                encoded["masked_language_count"] = places.sum().view(1)
             if masked is not None:
                 predicted = self.acoustic_head(states[:, input_ids.shape[1] :][masked])
                 encoded["predicted"] = normalize(predicted.float(), dim=-1)
@@ -480,12 +515,13 @@ class CalmForPreTraining(CalmPreTrainedModel):
     def _encode_in_chunks(self, batch: dict) -> dict:
         """`_encode` over chunks of `contrastive_chunk_size` clips, whose activations are recomputed when needed."""
         size, clips = self.config.contrastive_chunk_size, len(batch["input_ids"])
+        dictionary = self._dictionary(batch)
         if size is None or not self.training:
-            return self._encode(batch)
+            return self._encode(batch, dictionary)
         # As many chunks on every rank: sharded layers are gathered by all ranks together or not at all.
         number = largest_over_ranks(-(-clips // size), batch["input_ids"].device)
         if number == 1:
-            return self._encode(batch)
+            return self._encode(batch, dictionary)
         if clips < number:
             raise ValueError(
                 f"This rank has {clips} clips, and another {number} chunks of {size}. Give every rank as many clips."
@@ -494,7 +530,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         encoded = []
         for first, end in zip(edges[:-1], edges[1:], strict=True):
             chunk = {key: value[first:end] for key, value in batch.items()}
-            encoded.append(checkpoint(self._encode, chunk, first, use_reentrant=False))
+            encoded.append(checkpoint(self._encode, chunk, dictionary, first, use_reentrant=False))
         return {key: torch.cat([chunk[key] for chunk in encoded]) for key in encoded[0]}
 
     @can_return_tuple
@@ -575,9 +611,10 @@ class CalmForPreTraining(CalmPreTrainedModel):
             )
         if "window" in encoded:
             terms["audio_audio_loss"] = pair_loss(encoded["window"], encoded["neighbour"], **options)
-        if "language_total" in encoded:
-            total, count = encoded["language_total"].sum(), encoded["language_count"].sum()
-            terms["masked_language_loss"] = mean_over_ranks(total, count) if self.training else total / count.clamp(1)
+        for name in ("transcript", "masked_language"):
+            if f"{name}_total" in encoded:
+                total, count = encoded[f"{name}_total"].sum(), encoded[f"{name}_count"].sum()
+                terms[f"{name}_loss"] = mean_over_ranks(total, count) if self.training else total / count.clamp(1)
         if "predicted" in encoded:
             terms["masked_acoustic_loss"] = pair_loss(encoded["predicted"], encoded["true"], **options)
         return terms

@@ -58,7 +58,8 @@ class CalmForPreTrainingOutput(ModelOutput):
 
     Args:
         loss: scalar, the weighted sum of the terms.
-        audio_text_loss, audio_audio_loss, masked_language_loss, masked_acoustic_loss: scalars, unweighted.
+        audio_text_loss, audio_audio_loss, transcript_loss, masked_language_loss, masked_acoustic_loss: scalars,
+            unweighted.
         logits_per_audio: (B, B), scaled cosines of each clip with each transcript of this rank.
         logits_per_text: its transpose.
         audio_embeds, text_embeds: (B, E), L2-normalised.
@@ -67,6 +68,7 @@ class CalmForPreTrainingOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     audio_text_loss: torch.FloatTensor | None = None
     audio_audio_loss: torch.FloatTensor | None = None
+    transcript_loss: torch.FloatTensor | None = None
     masked_language_loss: torch.FloatTensor | None = None
     masked_acoustic_loss: torch.FloatTensor | None = None
     logits_per_audio: torch.FloatTensor | None = None

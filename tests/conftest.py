@@ -79,8 +79,13 @@ def text_config() -> BertConfig:
 
 @pytest.fixture
 def config(audio_config, text_config) -> CalmConfig:
-    """Both toys; the special tokens are those of the toy tokenizer."""
-    return CalmConfig(audio_config=audio_config, text_config=text_config, special_token_ids=[0, 1, 2, 3, 4])
+    """Both toys and all five objectives; the special tokens are those of the toy tokenizer."""
+    return CalmConfig(
+        audio_config=audio_config,
+        text_config=text_config,
+        transcript_loss_weight=1.0,
+        special_token_ids=[0, 1, 2, 3, 4],
+    )
 
 
 @pytest.fixture
@@ -140,7 +145,7 @@ def pretraining_batch(audio_config_values):
     values = CalmAudioConfig(**audio_config_values)
     size, width = values.patches_per_token, values.patch_dim
 
-    def make(words=(5, 3, 7, 4), windows=(3, 2, 4, 1), seed: int = 0) -> dict[str, torch.Tensor]:
+    def make(words=(3, 5, 4, 2), windows=(3, 2, 4, 1), seed: int = 0) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         clips, length, patches = len(words), max(words) + 2, max(windows) * size
         ids = torch.zeros(clips, length, dtype=torch.long)

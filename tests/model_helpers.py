@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig
 
-TERMS = ["audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss"]
+TERMS = ["audio_text_loss", "audio_audio_loss", "transcript_loss", "masked_language_loss", "masked_acoustic_loss"]
 INPUTS = ["input_ids", "attention_mask", "input_features", "input_features_mask"]
 DROPOUTS = ("dropout", "attention_dropout")  # DistilBERT's names for them
 ALIGN = {"masked_language_loss_weight": 0.0, "masked_acoustic_loss_weight": 0.0}  # the weights of that stage

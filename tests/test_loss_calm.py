@@ -1,5 +1,7 @@
 """`modeling_calm.loss_calm`: every term is its published formula; over several ranks see `test_distributed.py`."""
 
+from itertools import groupby, product
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from modeling_calm.loss_calm import (
     contrast,
     mean_over_ranks,
     pair_loss,
+    transcript_loss,
 )
 
 SCALE = torch.tensor(5.0, dtype=torch.float64)
@@ -39,6 +42,37 @@ def test_contrast_is_info_nce_with_several_positives():
     positives = query_groups.numpy()[:, None] == key_groups.numpy()
     expected = info_nce(queries.numpy(), keys.numpy(), positives, 5.0)
     assert contrast(queries, keys, query_groups, key_groups, SCALE).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_transcript_loss_sums_over_all_ways_to_spread_a_transcript():
+    """By enumeration: tokens that pick a piece several times in a row say it once, those that pick none are silent."""
+    mask = torch.tensor([[True, False, True, True, True], [True, True, True, False, False]])
+    tokens, keys, key_ids = unit(2, 5, 8), unit(3, 8), torch.tensor([7, 9])
+    ids = torch.tensor([[9, -1, 7], [-1, 9, -1]])
+    expected = 0.0
+    for clip, real, row in zip(tokens, mask, ids, strict=True):
+        said = [[7, 9].index(piece) + 1 for piece in row.tolist() if piece >= 0]
+        probabilities = (5.0 * clip[real] @ keys.T).softmax(-1)
+        ways = (way for way in product(range(3), repeat=len(probabilities)))
+        right = [way for way in ways if [piece for piece, _ in groupby(way) if piece] == said]
+        total = sum(probabilities[torch.arange(len(way)), list(way)].prod().item() for way in right)
+        expected -= np.log(total) / len(said)
+    total, count = transcript_loss(tokens, mask, ids, key_ids, keys, SCALE)
+    assert count == 2
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_clips_too_short_for_their_transcript_take_no_part():
+    """Fast speech may have more pieces than tokens; an infinite loss would end the training."""
+    tokens = unit(5, 3, 8).requires_grad_()
+    lengths = torch.tensor([3, 3, 2, 3, 0])
+    ids = torch.tensor([[1, 2, 3, -1], [1, 2, 3, 4], [1, 1, -1, -1], [-1, -1, -1, -1], [1, -1, -1, -1]])
+    mask = torch.arange(3) < lengths[:, None]
+    total, count = transcript_loss(tokens, mask, ids, torch.tensor([1, 2, 3, 4]), unit(5, 8), SCALE)
+    total.backward()
+    assert count == 1 and total > 0
+    assert tokens.grad.isfinite().all()
+    assert tokens.grad.flatten(1).any(-1).tolist() == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("tile_size", [1, 2, 3, 5, 100])

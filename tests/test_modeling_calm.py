@@ -18,7 +18,7 @@ def test_calm_model_shapes(config, batch):
     """The names and shapes of the contract."""
     model = CalmModel(config).eval()
     output = model(**batch)
-    assert output.last_hidden_state.shape == (4, 9 + 4, 24)
+    assert output.last_hidden_state.shape == (4, 7 + 4, 24)
     assert output.pooler_output.shape == (4, 24)
     assert output.acoustic_tokens.shape == (4, 4, 24)
     assert output.acoustic_tokens_mask.sum(-1).tolist() == [3, 2, 4, 1]
@@ -34,7 +34,7 @@ def test_calm_model_shapes(config, batch):
     assert audio_alone.last_hidden_state.shape == (4, 4, 24)
     assert torch.equal(audio_alone.text_embeds, torch.zeros(4, 24))
     text_alone = model(batch["input_ids"], attention_mask=batch["attention_mask"])
-    assert text_alone.last_hidden_state.shape == (4, 9, 24)
+    assert text_alone.last_hidden_state.shape == (4, 7, 24)
     assert text_alone.acoustic_tokens.shape == (4, 0, 24)
     assert torch.equal(text_alone.audio_embeds, torch.zeros(4, 24))
     assert torch.equal(text_alone.audio_pooler_output, torch.zeros(4, 32))
@@ -59,12 +59,12 @@ def test_the_language_model_gets_words_then_sounds_then_padding(config, batch):
     model = CalmModel(config).eval()
     output = model(**batch, output_hidden_states=True, output_attentions=True)
     assert len(output.hidden_states) == 3
-    assert [tuple(weights.shape) for weights in output.attentions] == 2 * [(4, 4, 13, 13)]
+    assert [tuple(weights.shape) for weights in output.attentions] == 2 * [(4, 4, 10, 10)]
     words, sounds = batch["attention_mask"].sum(-1), output.acoustic_tokens_mask.sum(-1)
     for row, (first, second) in enumerate(zip(words.tolist(), sounds.tolist(), strict=True)):
         compact = output.hidden_states[-1][row]
         close(compact[:first], output.last_hidden_state[row, :first])
-        close(compact[first : first + second], output.last_hidden_state[row, 9 : 9 + second])
+        close(compact[first : first + second], output.last_hidden_state[row, 7 : 7 + second])
         assert output.attentions[0][row, :, :, first + second :].eq(0).all()
 
 
@@ -146,9 +146,9 @@ def test_the_text_target_is_the_mean_of_centred_words_without_special_tokens(con
         assert not target.requires_grad
     # Words that are masked out do not count.
     mask = batch["attention_mask"].clone()
-    mask[0, 1:4] = 0
-    words = embeddings[batch["input_ids"][0, 4:6]] - embeddings.mean(0)
-    close(model.get_text_features(batch["input_ids"], mask).pooler_output[0], normalize(words.mean(0), dim=-1))
+    mask[1, 1:4] = 0
+    words = embeddings[batch["input_ids"][1, 4:6]] - embeddings.mean(0)
+    close(model.get_text_features(batch["input_ids"], mask).pooler_output[1], normalize(words.mean(0), dim=-1))
 
 
 def test_nearest_tokens_finds_the_planted_words(config, batch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from example_helpers import load_json, read, run
 from finetune import fit_labels
+from model_helpers import TERMS
 from options import CalmTrainingArguments
 from pretrain import retrieval
 from torch import nn
@@ -47,7 +48,7 @@ def make_trainer(arguments, corpus, tmp_path):
         processor, dataset = arguments.load_processor(), read(corpus)
         augmentation = (WaveformAugmentation(), SpecAugment()) if augment else (None, None)
         if kind is CalmForPreTraining:
-            model = arguments.load_model(kind)
+            model = arguments.load_model(kind, transcript_loss_weight=1.0)
             collator = DataCollatorForCalmPreTraining(processor, *augmentation)
             plain = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
             settings |= {"label_names": ["input_ids"]}
@@ -150,9 +151,8 @@ def test_the_log_names_the_terms_and_the_loss_of_chance(make_trainer):
     trainer = make_trainer(CalmForPreTraining, per_device_train_batch_size=4, max_steps=2, logging_steps=2)
     trainer.train()
     entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
-    terms = ("audio_text_loss", "audio_audio_loss", "masked_language_loss", "masked_acoustic_loss")
     config = trainer.model.config
-    total = sum(getattr(config, f"{term}_weight") * entry[term] for term in terms)
+    total = sum(getattr(config, f"{term}_weight") * entry[term] for term in TERMS)
     assert total == pytest.approx(entry["loss"], abs=1e-3)
     assert entry["chance_loss"] == pytest.approx(1.3863, abs=1e-4)  # ln 4
 
@@ -179,8 +179,7 @@ def test_a_tracker_gets_plain_numbers(make_trainer):
     trainer.add_callback(Tracker)
     trainer.train()
     names = {
-        "loss", "grad_norm", "learning_rate", "audio_text_loss", "audio_audio_loss", "masked_language_loss",
-        "masked_acoustic_loss", "chance_loss", "audio_embeds_cosine", "audio_seconds_per_second", "real_patch_share",
+        "loss", "grad_norm", "learning_rate", *TERMS, "chance_loss", "audio_embeds_cosine", "audio_seconds_per_second", "real_patch_share",
         "real_position_share", "peak_memory_gib", "skipped_steps", "epoch",
     }  # fmt: skip
     assert [set(logs) for logs in reported[:2]] == [names, names]
