@@ -131,7 +131,8 @@ class CalmTrainer(SealingTrainer):
     def _rate(self, name: str) -> float:
         if ".text_model." in name:
             return self.args.text_learning_rate
-        in_spectran = "audio_model." in name or "audio_projection." in name or name.endswith("logit_scale")
+        with_spectran = ("audio_model.", "audio_projection.", "logit_scale", "blank_embedding")
+        in_spectran = any(part in name for part in with_spectran)
         return self.args.learning_rate if in_spectran else self.args.head_learning_rate
 
     def train(self, *args, **kwargs):

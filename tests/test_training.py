@@ -179,8 +179,8 @@ def test_a_tracker_gets_plain_numbers(make_trainer):
     trainer.add_callback(Tracker)
     trainer.train()
     names = {
-        "loss", "grad_norm", "learning_rate", *TERMS, "chance_loss", "audio_embeds_cosine", "audio_seconds_per_second", "real_patch_share",
-        "real_position_share", "peak_memory_gib", "skipped_steps", "epoch",
+        "loss", "grad_norm", "learning_rate", *TERMS, "chance_loss", "audio_embeds_cosine", "audio_seconds_per_second",
+        "real_patch_share", "real_position_share", "peak_memory_gib", "skipped_steps", "epoch",
     }  # fmt: skip
     assert [set(logs) for logs in reported[:2]] == [names, names]
     assert all(isinstance(value, (int, float)) for logs in reported for value in logs.values())
