@@ -1,0 +1,204 @@
+"""Everything behind the tables: synthetic speech, pretraining, classifiers, baselines, measurements, the report.
+
+    python examples/results/reproduce.py --data ../shared/data --recipe cpu
+
+A recipe (`examples/configs/results_*.yaml`) holds the options of every script. Steps run one after another, those that
+are many trainings as several processes side by side. Each leaves its output, log and seconds in the folder of results;
+what is there is not run again, so that an interrupted command is repeated as it stands, and a step whose folder was
+removed is run anew. Choices are made on validation splits; test splits are read by the measurements at the end.
+"""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+EXAMPLES = Path(__file__).parents[1]
+sys.path.append(str(EXAMPLES))
+from checkpoints import write_atomically  # noqa: E402
+
+CORPORA = ("speech_commands", "speech_read", "emotion_en", "emotion_pl")
+EMOTIONS = ("emotion_en", "emotion_pl")
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Command:
+    """A script and its options.
+
+    Args:
+        script: path below `examples/`.
+        options: by name; a list becomes several words, and what is None is left out.
+        output: the file that a finished command leaves.
+        resumable: whether the script goes on by `--resume` where it was interrupted.
+    """
+
+    script: str
+    options: dict
+    output: Path
+    resumable: bool = False
+
+    def words(self) -> list[str]:
+        """The command line."""
+        words = [sys.executable, str(EXAMPLES / self.script)]
+        for name, value in self.options.items():
+            values = value if isinstance(value, list) else [value]
+            words += [] if value is None else [f"--{name}", *map(str, values)]
+        return words + ["--resume", "true"] * self.resumable
+
+
+@dataclass
+class Step:
+    """Commands that do not need each other."""
+
+    name: str
+    commands: list[Command] = field(default_factory=list)
+    alone: bool = False  # one after another, on all cores
+
+
+def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
+    """All steps, in the order in which they need each other."""
+    corpora = {name: str(data / name) for name in CORPORA}
+    speech, words, aligned = (
+        [corpora["speech_commands"], corpora["speech_read"]],
+        str(folder / "words"),
+        folder / "calm",
+    )
+    added = [*speech * (recipe["real_share"] - 1), speech[1], words]
+    options = {"transcripts": speech, "output": words, **recipe["words"]}
+    yield Step("words", [Command("word_corpus.py", options, folder / "words" / "train" / "metadata.csv")])
+    mixture = {"dataset": speech[0], "added_datasets": added}
+    options = {**mixture, "output_dir": str(aligned), **recipe["pretrain"]}
+    yield Step("calm", [Command("pretrain.py", options, aligned / "results.json", resumable=True)], alone=True)
+    for corpus in EMOTIONS:
+        trainings = []
+        for system, start in (("calm", {"model": str(aligned)}), ("scratch", recipe["scratch"])):
+            for seed in range(recipe["seeds"]):
+                run = folder / corpus / f"{system}-{seed}"
+                options = {
+                    "dataset": corpora[corpus],
+                    "output_dir": str(run),
+                    "seed": seed,
+                    **start,
+                    **recipe["finetune"],
+                }
+                trainings.append(Command("finetune.py", options, run / "results.json", resumable=True))
+        yield Step(corpus, trainings)
+    peers = {name: folder / "peers" / name for name in ("calm", "ast", "wav2vec2")}
+    yield Step("peers", [
+        Command(
+            "results/pretrain_peers.py",
+            {"encoder": name, **mixture, "output_dir": str(run), **recipe["peers"]}, run / "results.json",
+        )
+        for name, run in peers.items()
+    ], alone=True)  # fmt: skip
+
+    def seeds(corpus: str, system: str) -> list[str]:
+        return [str(folder / corpus / f"{system}-{seed}") for seed in range(recipe["seeds"])]
+
+    def measure(name: str, script: str, options: dict) -> Command:
+        output = folder / f"{name}.json"
+        return Command(script, {**options, "output": str(output)}, output)
+
+    spectran, others = str(peers["calm"]), [str(peers["ast"]), str(peers["wav2vec2"])]
+    labels = {"dataset": corpora["emotion_en"], "label_column": "emotion"}
+    yield Step("measurements", [
+        *(
+            measure(f"retrieval-{corpus}", "evaluate.py", {"models": str(aligned), "dataset": corpora[corpus]})
+            for corpus in ("speech_commands", "speech_read")
+        ),
+        *(
+            measure(f"emotion-{corpus}", "evaluate.py", {
+                "models": seeds(corpus, "calm"), "compare_models": seeds(corpus, "scratch"), "egemaps": "true",
+                "dataset": corpora[corpus], "label_column": "emotion",
+            })
+            for corpus in EMOTIONS
+        ),
+        measure("probes", "results/probes.py", {"models": spectran, "peers": others, **labels}),
+        measure("alignment", "results/alignment.py", {
+            "model": str(aligned), "dataset": speech[0], "emotion_dataset": corpora["emotion_en"],
+        }),
+        measure("robustness", "results/robustness.py", {
+            "models": seeds("emotion_en", "calm"), "compare_models": seeds("emotion_en", "scratch"),
+            "probes": [spectran, *others], **labels,
+            "retrieval_models": str(aligned), "retrieval_dataset": speech[0],
+        }),
+    ])  # fmt: skip
+
+
+def run(command: Command, log: Path, threads: int) -> None:
+    """Run a command unless its output is there already.
+
+    Raises:
+        RuntimeError: if it fails; names its log.
+    """
+    if command.output.exists():
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+        code = subprocess.run(command.words(), stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
+    if code or not command.output.exists():
+        raise RuntimeError(f"{' '.join(command.words())}\nended with code {code}; its last words stand in '{log}'.")
+
+
+def reproduce(all_steps: Iterator[Step], folder: Path, jobs: int) -> None:
+    """Run the steps; `steps.json` gets the seconds each took, over all calls that it took.
+
+    Raises:
+        RuntimeError: see [`run`]; the commands beside the one that failed end first.
+    """
+    file, cores = folder / "steps.json", os.cpu_count() or 1
+    seconds = json.loads(file.read_text()) if file.exists() else {}
+    for step in all_steps:
+        if all(command.output.exists() for command in step.commands):
+            continue
+        logger.info("%s: %d commands", step.name, len(step.commands))
+        started, at_once = time.monotonic(), 1 if step.alone else jobs
+        try:
+            with ThreadPoolExecutor(at_once) as pool:
+                logs = [folder / "logs" / f"{step.name}-{number}.txt" for number in range(len(step.commands))]
+                list(pool.map(run, step.commands, logs, [max(cores // at_once, 1)] * len(logs)))
+        finally:
+            seconds[step.name] = round(seconds.get(step.name, 0.0) + time.monotonic() - started, 2)
+            write_atomically(file, json.dumps(seconds, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=f"Folder of the corpora {', '.join(CORPORA)}.")
+    parser.add_argument("--recipe", default="cpu", help="cpu, gpu, or a YAML file.")
+    parser.add_argument("--output", type=Path, default=Path("runs/results"), help="Folder of results.")
+    parser.add_argument("--jobs", type=int, default=2, help="Trainings side by side in steps that have many.")
+    parser.add_argument("--until", help="Name of the last step to run; by default all, and the report.")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    missing = [name for name in CORPORA if not (options.data / name).is_dir()]
+    if missing:
+        print(f"Skipped: '{options.data}' lacks the corpora {missing}; see examples/README.md for where to get them.")
+        return
+    shipped = EXAMPLES / "configs" / f"results_{options.recipe}.yaml"
+    recipe = yaml.safe_load((shipped if shipped.exists() else Path(options.recipe)).read_text())
+    planned = list(steps(recipe, options.data, options.output))
+    names = [step.name for step in planned]
+    if options.until not in (None, *names):
+        raise ValueError(f"There is no step '{options.until}'; the steps are {names}.")
+    last = names.index(options.until) + 1 if options.until else len(names)
+    options.output.mkdir(parents=True, exist_ok=True)
+    reproduce(iter(planned[:last]), options.output, options.jobs)
+    if options.until is None:
+        report = [sys.executable, str(EXAMPLES / "results" / "write_report.py"), "--results", str(options.output)]
+        subprocess.run(report, check=True)
+
+
+if __name__ == "__main__":
+    main()
