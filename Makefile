@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow conformance quality style bench commands emotion
+.PHONY: help demo test test-slow conformance quality style bench results ablations commands emotion
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,13 @@ style: $(VENV)/.installed  ## Mend style
 
 bench: $(VENV)/.installed  ## Speed and memory beside the peers' in transformers: one table, runs/bench.json
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/benchmarks/bench.py --output runs/bench.json
+
+results: $(VENV)/.installed  ## Everything behind the tables, from DATA: two hours on two cores, tables and plots rewritten
+	$(BIN)/python examples/results/reproduce.py --data $(DATA) --recipe cpu --output runs/results
+
+ablations: $(VENV)/.installed  ## What each ingredient of pretraining is worth, on validation splits
+	$(BIN)/python examples/results/ablations.py --dataset $(DATA)/speech_commands --emotion_dataset $(DATA)/emotion_en \
+	  --output_dir runs/ablations --output runs/results/ablations.json
 
 commands: $(VENV)/.installed  ## Pretrain on DATA/speech_commands and evaluate on its test split
 	$(BIN)/accelerate launch examples/pretrain.py --config examples/configs/pretrain_commands.yaml \

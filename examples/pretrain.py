@@ -5,7 +5,7 @@
     accelerate launch examples/pretrain.py --dataset SHARDS --streaming        # more than can be decoded beforehand
 
 Stage `align` trains SpecTran against the word embeddings of a language model that never runs; stage `fuse` goes on
-with `--model ALIGNED_RUN` and trains SpecTran and the language model on all four objectives.
+with `--model ALIGNED_RUN` and trains SpecTran and the language model on all objectives.
 """
 
 import logging
