@@ -18,14 +18,22 @@ from datasets import Dataset
 from finetune import encode_labels, fit_labels, flat, scores
 from linear_probe import egemaps_functionals, fit_probe
 from options import parse_arguments, weights_digest, write_json
-from scoring import checkpoint_kind, classify, count_words, embed, load_checkpoint, word_reading
+from scoring import checkpoint_kind, classify, count_words, embed, load_checkpoint, read_transcripts, word_reading
 from speech_data import DataArguments, read_split
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 from processing import CalmProcessor
 from processing.bootstrap import bootstrap_interval, paired_bootstrap
 from processing.metrics import unweighted_average_recall
-from processing.retrieval import alignment, audio_text_ranks, audio_text_retrieval, modality_gap, uniformity
+from processing.retrieval import (
+    alignment,
+    audio_text_ranks,
+    audio_text_retrieval,
+    modality_gap,
+    retrieval_metrics,
+    retrieval_ranks,
+    uniformity,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +73,16 @@ class AlignedSpace:
     """What one model makes of the N clips of a split.
 
     Args:
-        scores: retrieval in both directions, geometry of the aligned space, word reading.
-        ranks: of each clip's transcript, (N,).
+        scores: retrieval in both directions by the cosine of embeddings, and by reading where the model was trained to
+            read; geometry of the aligned space; word reading.
+        ranks: of each clip's transcript, by cosine, (N,).
+        reading_ranks: the same by `CalmForPreTraining.score_transcripts`, which sees every word, or `None`.
         words: what [`count_words`] counts, (N, 3).
     """
 
     scores: dict[str, float]
     ranks: np.ndarray
+    reading_ranks: np.ndarray | None
     words: np.ndarray
 
 
@@ -90,7 +101,16 @@ def measure_space(
         "modality_gap": modality_gap(audio, text),
         **word_reading(words),
     }
-    return AlignedSpace(scores, audio_text_ranks(audio, text, texts), words)
+    reading_ranks = None
+    if model.config.transcript_loss_weight:
+        similarity, said = read_transcripts(model, processor, dataset, batch_size)
+        reading_ranks = retrieval_ranks(similarity, said)
+        for direction, found in (
+            ("audio_to_text", retrieval_metrics(similarity, said)),
+            ("text_to_audio", retrieval_metrics(similarity.T, said.T)),
+        ):
+            scores |= {f"{direction}_reading_{name}": value for name, value in found.items()}
+    return AlignedSpace(scores, audio_text_ranks(audio, text, texts), reading_ranks, words)
 
 
 def recall_at(k: int) -> Callable[[np.ndarray], float]:
@@ -108,8 +128,12 @@ def evaluate_alignment(arguments: EvaluationArguments, data: DataArguments) -> d
         each.append(measure_space(model, processor, dataset, arguments.batch_size))
     ranks = np.stack([one.ranks for one in each], axis=1)  # (N, seeds): a clip is drawn with all its seeds
     results = over_seeds([one.scores for one in each])
+    read = [one.reading_ranks for one in each if one.reading_ranks is not None]
     for k in (1, 5, 10):
         results[f"audio_to_text_recall@{k}_interval"] = bootstrap_interval(recall_at(k), ranks)._asdict()
+        if len(read) == len(each):
+            interval = bootstrap_interval(recall_at(k), np.stack(read, axis=1))
+            results[f"audio_to_text_reading_recall@{k}_interval"] = interval._asdict()
     words = np.stack([one.words for one in each], axis=1)  # (N, seeds, 3)
     results["word_reading_interval"] = bootstrap_interval(share_of_tokens, words)._asdict()
     return {**results, "seeds": [one.scores for one in each]}

@@ -84,6 +84,23 @@ def embed(
     return {"audio_embeds": torch.cat(audio).cpu().numpy(), "text_embeds": torch.cat(text).cpu().numpy()}
 
 
+def read_transcripts(
+    model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How well every distinct transcript can be read from every clip, and which is said where, (N, texts) each."""
+    texts = list(dict.fromkeys(dataset["text"]))
+    words = processor(text=texts, return_tensors="pt", padding=True).to(model.device)
+    collator = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+    scores = [
+        model.score_transcripts(
+            words["input_ids"], batch["input_features"], words["attention_mask"], batch["input_features_mask"]
+        )
+        for batch in batches(model, collator, dataset, batch_size)
+    ]
+    said = np.array([[text == transcript for text in texts] for transcript in dataset["text"]])
+    return torch.cat(scores).cpu().numpy(), said
+
+
 @torch.no_grad()
 def count_words(
     model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int, top_k: int = 5

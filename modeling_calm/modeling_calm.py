@@ -30,8 +30,9 @@ from .loss_calm import (
     mean_over_ranks,
     num_ranks,
     pair_loss,
+    piece_log_probabilities,
     scaled_cosines,
-    transcript_loss,
+    transcript_losses,
 )
 from .outputs_calm import CalmAudioModelOutput, CalmForPreTrainingOutput, CalmModelOutput, NearestTokens
 from .spectran_calm import CalmAudioModel, masked_mean
@@ -441,6 +442,9 @@ class CalmForPreTraining(CalmPreTrainedModel):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head.decoder = value
 
+    def _token_scale(self) -> torch.Tensor:
+        return self.token_logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+
     def _pieces(self, batch: dict) -> torch.Tensor:
         """(B, L) unmasked ids of the transcripts, -1 where padding or a special token stands."""
         ids, labels, mask = batch["input_ids"], batch.get("labels"), batch.get("attention_mask")
@@ -449,15 +453,15 @@ class CalmForPreTraining(CalmPreTrainedModel):
         left_out = torch.isin(ids, special) if mask is None else torch.isin(ids, special) | ~mask.bool()
         return ids.masked_fill(left_out, -1)
 
-    def _dictionary(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _dictionary(self, batch: dict, gather: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(K,) the wordpieces of all transcripts of a batch, and (1 + K, E) what each acoustic token picks from.
 
-        In training those of all ranks. The L2-normalised vectors are that of no wordpiece, and one of each.
+        With `gather` those of all ranks. The L2-normalised vectors are that of no wordpiece, and one of each.
         """
         if not self.config.transcript_loss_weight:
             return None
         ids = self._pieces(batch)
-        ids = gather_ids(ids) if self.training else ids
+        ids = gather_ids(ids) if gather else ids
         ids = ids[ids >= 0].unique()
         words = (self.get_input_embeddings()(ids) - self.calm.word_embedding_mean).detach()  # a target
         return ids, normalize(torch.cat((self.blank_embedding.unsqueeze(0), words)).float(), dim=-1)
@@ -482,10 +486,10 @@ class CalmForPreTraining(CalmPreTrainedModel):
             "has_text": words_mask.any(-1),
         }
         if dictionary is not None and len(tokens) == len(input_ids):
-            scale = self.token_logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
-            directions = normalize(tokens.float(), dim=-1)
-            total, count = transcript_loss(directions, tokens_mask, self._pieces(batch), *dictionary, scale)
-            encoded["transcript_total"], encoded["transcript_count"] = total.view(1), count.view(1)
+            key_ids, keys = dictionary
+            said = piece_log_probabilities(tokens, tokens_mask, keys, self._token_scale())
+            losses, fits = transcript_losses(said, tokens_mask.sum(-1), self._pieces(batch), key_ids)
+            encoded["transcript_total"], encoded["transcript_count"] = losses.sum().view(1), fits.sum().view(1)
         if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
             rows = (batch["pair_indices"] >= 0).nonzero().flatten()
             first = batch["pair_indices"][rows]
@@ -515,7 +519,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
     def _encode_in_chunks(self, batch: dict) -> dict:
         """`_encode` over chunks of `contrastive_chunk_size` clips, whose activations are recomputed when needed."""
         size, clips = self.config.contrastive_chunk_size, len(batch["input_ids"])
-        dictionary = self._dictionary(batch)
+        dictionary = self._dictionary(batch, gather=self.training)
         if size is None or not self.training:
             return self._encode(batch, dictionary)
         # As many chunks on every rank: sharded layers are gathered by all ranks together or not at all.
@@ -593,6 +597,49 @@ class CalmForPreTraining(CalmPreTrainedModel):
             audio_embeds=audio,
             text_embeds=text,
         )
+
+    @torch.no_grad()
+    def score_transcripts(
+        self,
+        input_ids: torch.LongTensor,
+        input_features: torch.FloatTensor,
+        attention_mask: torch.LongTensor | None = None,
+        input_features_mask: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
+        """How well each of N texts can be read from each of B clips, word by word in their order.
+
+        Finer than the cosine of two embeddings, and dearer: every text is laid along every clip. Embeddings find the
+        candidates in a large collection, these scores put them in order.
+
+        Args:
+            input_ids: (N, L) texts; they are told apart by the wordpieces that all of them hold.
+            input_features: (B, P, D) patches, P a multiple of S.
+            attention_mask: (N, L).
+            input_features_mask: (B, P).
+
+        Returns:
+            (B, N) mean log-probability of a wordpiece; minus infinity where a clip has fewer acoustic tokens than the
+            text has wordpieces, or the text has none.
+
+        Raises:
+            ValueError: for a model that was not trained to read (`transcript_loss_weight` 0).
+        """
+        if not self.config.transcript_loss_weight:
+            raise ValueError("This model was not trained to read transcripts: its `transcript_loss_weight` is 0.")
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask}
+        key_ids, keys = self._dictionary(texts, gather=False)
+        pieces = self._pieces(texts)
+        audio = self.calm.audio_model(input_features, input_features_mask)
+        mask = audio.acoustic_tokens_mask
+        tokens = self.calm.project(audio.last_hidden_state, mask)
+        said = piece_log_probabilities(tokens, mask, keys, self._token_scale())
+        scores = []
+        for clip, length in zip(said, mask.sum(-1), strict=True):
+            losses, fits = transcript_losses(
+                clip.expand(len(pieces), -1, -1), length.expand(len(pieces)), pieces, key_ids
+            )
+            scores.append((-losses).masked_fill(~fits, -torch.inf))
+        return torch.stack(scores)
 
     def _losses(self, encoded: dict, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         """The terms whose weight is not 0 and whose masks were given."""

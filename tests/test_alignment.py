@@ -52,7 +52,7 @@ def test_a_folder_of_no_run_is_refused(saved, untouched):
 def test_groups_by_length_hold_every_clip_once():
     """Ranks grow with the length here: accuracy falls from group to group, and clips of one length stay together."""
     durations = np.array([4.0, 1, 2, 3, 1, 1, 4, 2])
-    space = AlignedSpace({}, durations.astype(int), np.zeros((8, 3)))
+    space = AlignedSpace({}, durations.astype(int), None, np.zeros((8, 3)))
     groups = alignment.by_length(space, durations, bins=4)
     assert [group["clips"] for group in groups] == [3, 3, 2]
     assert [(group["shortest"], group["longest"]) for group in groups] == [(1, 1), (2, 3), (4, 4)]

@@ -15,7 +15,8 @@ from modeling_calm.loss_calm import (
     contrast,
     mean_over_ranks,
     pair_loss,
-    transcript_loss,
+    piece_log_probabilities,
+    transcript_losses,
 )
 
 SCALE = torch.tensor(5.0, dtype=torch.float64)
@@ -57,9 +58,10 @@ def test_transcript_loss_sums_over_all_ways_to_spread_a_transcript():
         right = [way for way in ways if [piece for piece, _ in groupby(way) if piece] == said]
         total = sum(probabilities[torch.arange(len(way)), list(way)].prod().item() for way in right)
         expected -= np.log(total) / len(said)
-    total, count = transcript_loss(tokens, mask, ids, key_ids, keys, SCALE)
-    assert count == 2
-    assert total.item() == pytest.approx(expected, rel=1e-5)
+    said = piece_log_probabilities(tokens, mask, keys, SCALE)
+    losses, fits = transcript_losses(said, mask.sum(-1), ids, key_ids)
+    assert fits.all()
+    assert losses.sum().item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_clips_too_short_for_their_transcript_take_no_part():
@@ -68,9 +70,11 @@ def test_clips_too_short_for_their_transcript_take_no_part():
     lengths = torch.tensor([3, 3, 2, 3, 0])
     ids = torch.tensor([[1, 2, 3, -1], [1, 2, 3, 4], [1, 1, -1, -1], [-1, -1, -1, -1], [1, -1, -1, -1]])
     mask = torch.arange(3) < lengths[:, None]
-    total, count = transcript_loss(tokens, mask, ids, torch.tensor([1, 2, 3, 4]), unit(5, 8), SCALE)
-    total.backward()
-    assert count == 1 and total > 0
+    said = piece_log_probabilities(tokens, mask, unit(5, 8), SCALE)
+    losses, fits = transcript_losses(said, lengths, ids, torch.tensor([1, 2, 3, 4]))
+    losses.sum().backward()
+    assert fits.tolist() == [True, False, False, False, False]
+    assert losses[0] > 0 and not losses[1:].any()
     assert tokens.grad.isfinite().all()
     assert tokens.grad.flatten(1).any(-1).tolist() == [True, False, False, False, False]
 

@@ -314,3 +314,22 @@ def test_candidates_for_a_clip_give_logits_without_loss(config, processor, noise
     assert output.loss is None
     with pytest.raises(ValueError, match="numbers differ: .*'input_features': 1"):
         model.train()(batch["input_ids"], batch["input_features"][:1], batch["attention_mask"])
+
+
+def test_transcripts_are_scored_as_they_are_trained(config, batch):
+    """A score is minus the loss of its pair; padding, other clips and other texts of the same pieces leave it."""
+    config.audio_text_loss_weight = config.audio_audio_loss_weight = 0.0
+    model = CalmForPreTraining(config).eval()
+    drawn = {key: batch[key] for key in INPUTS}
+    scores = model.score_transcripts(**drawn)
+    assert scores.shape == (4, 4)
+    fits = scores.diagonal().isfinite()
+    assert fits.tolist() == [True, False, True, False]  # clips of two and one tokens are shorter than their texts
+    close(model(**drawn).transcript_loss, -scores.diagonal()[fits].mean())
+    assert scores[3].isneginf().all(), "every text has more wordpieces than one"
+    close(model.score_transcripts(**spoil(lengthen(drawn))), scores)
+    alone = {key: value[2:3] if "features" in key else value for key, value in drawn.items()}
+    close(model.score_transcripts(**alone), scores[2:3])
+    config.transcript_loss_weight = 0.0
+    with pytest.raises(ValueError, match="not trained to read"):
+        model.score_transcripts(**drawn)

@@ -74,14 +74,14 @@ def test_what_there_is_is_told_and_what_lacks_is_named(files):
     assert kept["missing"] == found["missing"] and kept["targets"] == json.loads(json.dumps(found["targets"]))
     assert kept["results"]["retrieval, speech_commands"] == load_json(results / "retrieval.json")
     rows = {(row["data"], row["measure"], row["baseline"]): row for row in found["targets"]}
-    recall = rows["speech_commands", "audio to text R@1", None]
+    recall = rows["speech_commands", "audio to text R@1, by embeddings", None]
     assert recall["met"] and recall["interval"]["estimate"] == recall["value"] == 1.0
     assert not rows["emotion_en", "UAR, fine-tuned", "eGeMAPS + linear SVM"]["met"], "1.0 is not 1.5 times 1.0"
     assert found["missing"][:4] == ["probes", "robustness", "alignment", "ablations"]
     assert "UAR, fine-tuned on emotion_pl" in found["missing"]
     for option in (3, 5):
         text = Path(options[option]).read_text()
-        assert "| speech_commands | audio to text R@1 | 1.000 [1.000, 1.000] |" in text
+        assert "| speech_commands | audio to text R@1, by embeddings | 1.000 [1.000, 1.000] |" in text
         assert "Not measured: probes" in text and "0.473" not in text
 
 

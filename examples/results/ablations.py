@@ -78,6 +78,7 @@ def average_precision(ranks: np.ndarray) -> float:
 MEASURES = {
     **{f"audio_to_text_recall@{k}": Measure("ranks", recall_at(k)) for k in (1, 5, 10)},
     "audio_to_text_map@10": Measure("ranks", average_precision),
+    "audio_to_text_reading_recall@1": Measure("reading_ranks", recall_at(1)),
     "word_reading": Measure("words", share_of_tokens),
     "unweighted_average_recall": Measure("emotion", lambda found: unweighted_average_recall(*found.T)),
 }
@@ -135,6 +136,9 @@ def measure(folder: Path, data: DataArguments, emotion: DataArguments | None, ba
     clips = read_split(data, data.validation_split, processor.feature_extractor.sampling_rate)
     space = measure_space(model, processor, clips, batch_size)
     facts = {"ranks": space.ranks[:, None], "words": space.words}
+    # Who was not trained to read comes last.
+    last = np.full(len(space.ranks), len(space.ranks) + 1)
+    facts["reading_ranks"] = (last if space.reading_ranks is None else space.reading_ranks)[:, None]
     if emotion is not None:
         labelled, _ = read_clips(emotion, emotion.train_split, emotion.validation_split)
         training, validation = labelled.values()

@@ -5,6 +5,7 @@ SPACE = {
     "audio_to_text_recall@5": "audio to text R@5",
     "audio_to_text_map@10": "audio to text mAP@10",
     "text_to_audio_recall@1": "text to audio R@1",
+    "audio_to_text_reading_recall@1": "audio to text R@1, by reading",
     "alignment": "alignment, 0 is best",
     "uniformity_audio": "uniformity of audio, less is more even",
     "uniformity_text": "uniformity of text",
@@ -17,6 +18,7 @@ ABLATIONS = {
     "audio_to_text_recall@5": "R@5",
     "audio_to_text_recall@10": "R@10",
     "audio_to_text_map@10": "mAP@10",
+    "audio_to_text_reading_recall@1": "R@1, by reading",
     "word_reading": "word reading",
     "unweighted_average_recall": "UAR, linear probe",
 }
@@ -58,8 +60,9 @@ def outcome(row: dict) -> str:
 def space_table(results: dict) -> str:
     """Retrieval and geometry before and after CALP, of `alignment.py`."""
     head = ["measure", "before CALP", "after CALP"]
+    before, after = results["before"], results["after"]
     return table(
-        [head, *([title, f"{results['before'][n]:.3f}", f"{results['after'][n]:.3f}"] for n, title in SPACE.items())]
+        [head, *([title, f"{before[n]:.3f}", f"{after[n]:.3f}"] for n, title in SPACE.items() if n in before)]
     )
 
 
