@@ -131,7 +131,7 @@ class CalmTrainer(SealingTrainer):
     def _rate(self, name: str) -> float:
         if ".text_model." in name:
             return self.args.text_learning_rate
-        with_spectran = ("audio_model.", "audio_projection.", "logit_scale", "blank_embedding")
+        with_spectran = ("audio_model.", "audio_projection.", "logit_scale", "reader.")
         in_spectran = any(part in name for part in with_spectran)
         return self.args.learning_rate if in_spectran else self.args.head_learning_rate
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, ctc_loss, mse_loss, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 from transformers.utils.generic import maybe_autocast
+
+MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
 
 
 def num_ranks() -> int:
@@ -76,6 +78,11 @@ def mean_over_ranks(total: torch.Tensor, count: torch.Tensor | int) -> torch.Ten
     if num_ranks() > 1:
         dist.all_reduce(count)
     return total * num_ranks() / count.clamp(min=1)
+
+
+def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
+    """(1,) what a learned logarithm multiplies cosines by, in float32."""
+    return logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
 
 
 def scaled_cosines(queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -173,56 +180,6 @@ def pair_loss(
     own = torch.arange(first, first + len(queries), device=queries.device)
     total = contrast(queries, keys, own, torch.arange(len(keys), device=keys.device), scale, tile_size)
     return mean_over_ranks(total, len(queries)) if gather else total / max(len(queries), 1)
-
-
-def piece_log_probabilities(
-    tokens: torch.Tensor, tokens_mask: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
-    """What each acoustic token says: the log-softmax over scaled cosines with no wordpiece and with each of K.
-
-    Args:
-        tokens: (B, T, E).
-        tokens_mask: (B, T) bool.
-        keys: (1 + K, E), L2-normalised: what stands for no wordpiece, then the wordpieces.
-        scale: scalar, the inverse temperature.
-
-    Returns:
-        (B, T, 1 + K) float32, the real tokens of a clip, in order, before the others.
-    """
-    directions = normalize(tokens.float(), dim=-1).flatten(0, 1)
-    logits = scaled_cosines(directions, keys, scale).unflatten(0, tokens.shape[:2])
-    first = (~tokens_mask).long().argsort(dim=1, stable=True)
-    return logits.log_softmax(-1).gather(1, first.unsqueeze(-1).expand_as(logits))
-
-
-def transcript_losses(
-    log_probabilities: torch.Tensor, num_tokens: torch.Tensor, ids: torch.Tensor, key_ids: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How hard each transcript is to read from the tokens of its clip, in its order.
-
-    Connectionist temporal classification (Graves et al. 2006): minus the log of the sum over all ways to spread a
-    transcript over its clip's tokens, each way the product of what its tokens say; divided by the number of pieces.
-
-    Args:
-        log_probabilities: (B, T, 1 + K), see [`piece_log_probabilities`].
-        num_tokens: (B,) long, real ones.
-        ids: (B, L) wordpieces of the transcripts; -1 for what is to be left out.
-        key_ids: (K,) long, ascending: the wordpieces told apart, every one of `ids` among them.
-
-    Returns:
-        (B,) losses, and (B,) bool, whether the clip has the tokens that its transcript needs, one a piece and one
-        between two equal ones, and a transcript at all; the loss is 0 elsewhere.
-    """
-    num_pieces = (ids >= 0).sum(-1)
-    pieces = torch.searchsorted(key_ids, ids[ids >= 0]) + 1  # of all clips, one after the other
-    owners = torch.arange(len(ids), device=ids.device).repeat_interleave(num_pieces)
-    twice = (pieces[1:] == pieces[:-1]) & (owners[1:] == owners[:-1])
-    needed = num_pieces + torch.zeros_like(num_pieces).index_add(0, owners[1:], twice.long())
-    fits = (num_pieces > 0) & (needed <= num_tokens)
-    losses = ctc_loss(
-        log_probabilities.transpose(0, 1), pieces, num_tokens, num_pieces, reduction="none", zero_infinity=True
-    )
-    return torch.where(fits, losses / num_pieces.clamp(min=1), 0.0), fits
 
 
 def concordance_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -26,19 +26,18 @@ from .loss_calm import (
     audio_text_loss,
     classification_loss,
     gather_ids,
+    inverse_temperature,
     largest_over_ranks,
     mean_over_ranks,
     num_ranks,
     pair_loss,
-    piece_log_probabilities,
     scaled_cosines,
-    transcript_losses,
 )
 from .outputs_calm import CalmAudioModelOutput, CalmForPreTrainingOutput, CalmModelOutput, NearestTokens
+from .reading_calm import CalmTranscriptReader, transcript_losses, transcript_scores
 from .spectran_calm import CalmAudioModel, masked_mean
 
 WINDOWS_AT_ONCE = 1024  # four minutes of audio in the usual geometry: what is held of an hour
-MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
 
 
 class CalmModel(CalmPreTrainedModel):
@@ -415,13 +414,9 @@ class CalmForPreTraining(CalmPreTrainedModel):
         self.calm = CalmModel(config)
         embeddings = self.get_input_embeddings()
         self.logit_scale = nn.Parameter(torch.empty(1))  # FSDP2 cannot shard what has no dimension
-        read = bool(
-            config.transcript_loss_weight
-        )  # an idle parameter that asks for a gradient stops distributed training
-        self.token_logit_scale = nn.Parameter(torch.empty(1), requires_grad=read)
-        self.blank_embedding = nn.Parameter(torch.empty(embeddings.embedding_dim), requires_grad=read)  # says no piece
         self.lm_head = CalmMaskedLanguageHead(config, embeddings.embedding_dim, embeddings.num_embeddings)
         self.acoustic_head = nn.Linear(config.hidden_size, embeddings.embedding_dim)
+        self.reader = CalmTranscriptReader(config, embeddings.embedding_dim)
         path = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.decoder.weight": f"{path}.weight"}
         if config.tie_word_embeddings:
@@ -431,9 +426,9 @@ class CalmForPreTraining(CalmPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, CalmForPreTraining):
+        if isinstance(module, (CalmForPreTraining, CalmTranscriptReader)):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-            init.constant_(module.token_logit_scale, self.config.logit_scale_init_value)
+        if isinstance(module, CalmTranscriptReader):
             init.normal_(module.blank_embedding, std=self.config.initializer_range)
 
     def get_output_embeddings(self) -> nn.Module:
@@ -441,9 +436,6 @@ class CalmForPreTraining(CalmPreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head.decoder = value
-
-    def _token_scale(self) -> torch.Tensor:
-        return self.token_logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
 
     def _pieces(self, batch: dict) -> torch.Tensor:
         """(B, L) unmasked ids of the transcripts, -1 where padding or a special token stands."""
@@ -463,8 +455,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         ids = self._pieces(batch)
         ids = gather_ids(ids) if gather else ids
         ids = ids[ids >= 0].unique()
-        words = (self.get_input_embeddings()(ids) - self.calm.word_embedding_mean).detach()  # a target
-        return ids, normalize(torch.cat((self.blank_embedding.unsqueeze(0), words)).float(), dim=-1)
+        return ids, self.reader.keys(self.get_input_embeddings()(ids) - self.calm.word_embedding_mean)
 
     def _encode(self, batch: dict, dictionary: tuple[torch.Tensor, torch.Tensor] | None, first_row: int = 0) -> dict:
         """Everything that needs no other clip, of a batch or of its rows from `first_row` on.
@@ -487,7 +478,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         }
         if dictionary is not None and len(tokens) == len(input_ids):
             key_ids, keys = dictionary
-            said = piece_log_probabilities(tokens, tokens_mask, keys, self._token_scale())
+            said = self.reader(tokens, tokens_mask, keys)
             losses, fits = transcript_losses(said, tokens_mask.sum(-1), self._pieces(batch), key_ids)
             encoded["transcript_total"], encoded["transcript_count"] = losses.sum().view(1), fits.sum().view(1)
         if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
@@ -581,7 +572,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
             raise ValueError(f"Training pairs the rows of its inputs, and their numbers differ: {rows}.")
         encoded = self._encode_in_chunks(given)
         audio, text = encoded["audio_embeds"], encoded["text_embeds"]
-        scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+        scale = inverse_temperature(self.logit_scale)
         loss, terms = None, {}
         if return_loss and len(audio) == len(text):
             terms = self._losses(encoded, scale)
@@ -628,18 +619,10 @@ class CalmForPreTraining(CalmPreTrainedModel):
             raise ValueError("This model was not trained to read transcripts: its `transcript_loss_weight` is 0.")
         texts = {"input_ids": input_ids, "attention_mask": attention_mask}
         key_ids, keys = self._dictionary(texts, gather=False)
-        pieces = self._pieces(texts)
         audio = self.calm.audio_model(input_features, input_features_mask)
         mask = audio.acoustic_tokens_mask
-        tokens = self.calm.project(audio.last_hidden_state, mask)
-        said = piece_log_probabilities(tokens, mask, keys, self._token_scale())
-        scores = []
-        for clip, length in zip(said, mask.sum(-1), strict=True):
-            losses, fits = transcript_losses(
-                clip.expand(len(pieces), -1, -1), length.expand(len(pieces)), pieces, key_ids
-            )
-            scores.append((-losses).masked_fill(~fits, -torch.inf))
-        return torch.stack(scores)
+        said = self.reader(self.calm.project(audio.last_hidden_state, mask), mask, keys)
+        return transcript_scores(said, mask.sum(-1), self._pieces(texts), key_ids)
 
     def _losses(self, encoded: dict, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         """The terms whose weight is not 0 and whose masks were given."""

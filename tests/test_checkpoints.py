@@ -103,8 +103,10 @@ def test_heads_that_are_missing_are_initialised(config, tmp_path):
     config.logit_scale_init_value = 1.25
     CalmModel(config).save_pretrained(tmp_path)
     model, report = CalmForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    assert {name.split(".")[0] for name in report["missing_keys"]} == {"logit_scale", "lm_head", "acoustic_head"}
-    assert model.logit_scale == 1.25
+    heads = {"logit_scale", "lm_head", "acoustic_head", "reader"}
+    assert {name.split(".")[0] for name in report["missing_keys"]} == heads
+    assert model.logit_scale == model.reader.logit_scale == 1.25
+    assert 0 < model.reader.blank_embedding.std() < 0.1
     assert 0 < model.acoustic_head.weight.std() < 0.1
     assert model.lm_head.decoder.weight is model.get_input_embeddings().weight
     assert model.lm_head.decoder.bias.eq(0).all()

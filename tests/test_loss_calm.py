@@ -1,7 +1,5 @@
 """`modeling_calm.loss_calm`: every term is its published formula; over several ranks see `test_distributed.py`."""
 
-from itertools import groupby, product
-
 import numpy as np
 import pytest
 import torch
@@ -15,8 +13,6 @@ from modeling_calm.loss_calm import (
     contrast,
     mean_over_ranks,
     pair_loss,
-    piece_log_probabilities,
-    transcript_losses,
 )
 
 SCALE = torch.tensor(5.0, dtype=torch.float64)
@@ -43,40 +39,6 @@ def test_contrast_is_info_nce_with_several_positives():
     positives = query_groups.numpy()[:, None] == key_groups.numpy()
     expected = info_nce(queries.numpy(), keys.numpy(), positives, 5.0)
     assert contrast(queries, keys, query_groups, key_groups, SCALE).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_transcript_loss_sums_over_all_ways_to_spread_a_transcript():
-    """By enumeration: tokens that pick a piece several times in a row say it once, those that pick none are silent."""
-    mask = torch.tensor([[True, False, True, True, True], [True, True, True, False, False]])
-    tokens, keys, key_ids = unit(2, 5, 8), unit(3, 8), torch.tensor([7, 9])
-    ids = torch.tensor([[9, -1, 7], [-1, 9, -1]])
-    expected = 0.0
-    for clip, real, row in zip(tokens, mask, ids, strict=True):
-        said = [[7, 9].index(piece) + 1 for piece in row.tolist() if piece >= 0]
-        probabilities = (5.0 * clip[real] @ keys.T).softmax(-1)
-        ways = (way for way in product(range(3), repeat=len(probabilities)))
-        right = [way for way in ways if [piece for piece, _ in groupby(way) if piece] == said]
-        total = sum(probabilities[torch.arange(len(way)), list(way)].prod().item() for way in right)
-        expected -= np.log(total) / len(said)
-    said = piece_log_probabilities(tokens, mask, keys, SCALE)
-    losses, fits = transcript_losses(said, mask.sum(-1), ids, key_ids)
-    assert fits.all()
-    assert losses.sum().item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_clips_too_short_for_their_transcript_take_no_part():
-    """Fast speech may have more pieces than tokens; an infinite loss would end the training."""
-    tokens = unit(5, 3, 8).requires_grad_()
-    lengths = torch.tensor([3, 3, 2, 3, 0])
-    ids = torch.tensor([[1, 2, 3, -1], [1, 2, 3, 4], [1, 1, -1, -1], [-1, -1, -1, -1], [1, -1, -1, -1]])
-    mask = torch.arange(3) < lengths[:, None]
-    said = piece_log_probabilities(tokens, mask, unit(5, 8), SCALE)
-    losses, fits = transcript_losses(said, lengths, ids, torch.tensor([1, 2, 3, 4]))
-    losses.sum().backward()
-    assert fits.tolist() == [True, False, False, False, False]
-    assert losses[0] > 0 and not losses[1:].any()
-    assert tokens.grad.isfinite().all()
-    assert tokens.grad.flatten(1).any(-1).tolist() == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("tile_size", [1, 2, 3, 5, 100])
