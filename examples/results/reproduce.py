@@ -68,15 +68,16 @@ class Step:
 def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
     """All steps, in the order in which they need each other."""
     corpora = {name: str(data / name) for name in CORPORA}
-    speech, words, aligned = (
-        [corpora["speech_commands"], corpora["speech_read"]],
-        str(folder / "words"),
+    commands, read, words, aligned = (
+        corpora["speech_commands"],
+        corpora["speech_read"],
+        folder / "words",
         folder / "calm",
     )
-    added = [*speech * (recipe["real_share"] - 1), speech[1], words]
-    options = {"transcripts": speech, "output": words, **recipe["words"]}
-    yield Step("words", [Command("word_corpus.py", options, folder / "words" / "train" / "metadata.csv")])
-    mixture = {"dataset": speech[0], "added_datasets": added}
+    options = {"transcripts": [commands, read], "output": str(words), **recipe["words"]}
+    yield Step("words", [Command("word_corpus.py", options, words / "train" / "metadata.csv")])
+    added = [commands, *[read, commands] * (recipe["real_share"] - 1), str(words)]
+    mixture = {"dataset": read, "added_datasets": added}  # the harder corpus chooses among checkpoints
     options = {**mixture, "output_dir": str(aligned), **recipe["pretrain"]}
     yield Step("calm", [Command("pretrain.py", options, aligned / "results.json", resumable=True)], alone=True)
     for corpus in EMOTIONS:
@@ -84,13 +85,8 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
         for system, start in (("calm", {"model": str(aligned)}), ("scratch", recipe["scratch"])):
             for seed in range(recipe["seeds"]):
                 run = folder / corpus / f"{system}-{seed}"
-                options = {
-                    "dataset": corpora[corpus],
-                    "output_dir": str(run),
-                    "seed": seed,
-                    **start,
-                    **recipe["finetune"],
-                }
+                options = {"dataset": corpora[corpus], "output_dir": str(run), "seed": seed, **recipe["finetune"]}
+                options |= start
                 trainings.append(Command("finetune.py", options, run / "results.json", resumable=True))
         yield Step(corpus, trainings)
     peers = {name: folder / "peers" / name for name in ("calm", "ast", "wav2vec2")}
@@ -125,12 +121,12 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
         ),
         measure("probes", "results/probes.py", {"models": spectran, "peers": others, **labels}),
         measure("alignment", "results/alignment.py", {
-            "model": str(aligned), "dataset": speech[0], "emotion_dataset": corpora["emotion_en"],
+            "model": str(aligned), "dataset": commands, "emotion_dataset": corpora["emotion_en"],
         }),
         measure("robustness", "results/robustness.py", {
             "models": seeds("emotion_en", "calm"), "compare_models": seeds("emotion_en", "scratch"),
             "probes": [spectran, *others], **labels,
-            "retrieval_models": str(aligned), "retrieval_dataset": speech[0],
+            "retrieval_models": str(aligned), "retrieval_dataset": commands,
         }),
     ])  # fmt: skip
 
