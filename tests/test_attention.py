@@ -197,7 +197,7 @@ def test_flash_attention_agrees_on_a_gpu(name, audio_config, mixed_batch):
 
 def test_what_composites_record(config, batch):
     """Hidden states and attentions of the language model, in its compact order, by call or by configuration."""
-    size = 13  # the longest row: nine words and four sounds
+    size = 10  # the longest row: six words and four sounds
     config.text_config._attn_implementation = "eager"
     for kind in (CalmModel, CalmForSequenceClassification):
         model = kind(config).eval()
