@@ -437,13 +437,17 @@ class CalmForPreTraining(CalmPreTrainedModel):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head.decoder = value
 
-    def _pieces(self, batch: dict) -> torch.Tensor:
-        """(B, L) unmasked ids of the transcripts, -1 where padding or a special token stands."""
+    def _transcripts(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L) ids of the words under the masks, and bool, which are real."""
         ids, labels, mask = batch["input_ids"], batch.get("labels"), batch.get("attention_mask")
         ids = ids if labels is None else torch.where(labels != -100, labels, ids)
+        return ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+
+    def _pieces(self, batch: dict) -> torch.Tensor:
+        """(B, L) wordpieces of the transcripts, -1 where padding or a special token stands."""
+        ids, mask = self._transcripts(batch)
         special = torch.tensor(self.config.special_token_ids or [-1], device=ids.device)
-        left_out = torch.isin(ids, special) if mask is None else torch.isin(ids, special) | ~mask.bool()
-        return ids.masked_fill(left_out, -1)
+        return ids.masked_fill(~mask | torch.isin(ids, special), -1)
 
     def _dictionary(self, batch: dict, gather: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(K,) the wordpieces of all transcripts of a batch, and (1 + K, E) what each acoustic token picks from.
@@ -464,9 +468,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         """
         config, audio_model = self.config, self.calm.audio_model
         input_ids, labels = batch["input_ids"], batch.get("labels")
-        words_mask = torch.ones_like(input_ids) if batch.get("attention_mask") is None else batch["attention_mask"]
-        words_mask = words_mask.bool()
-        unmasked_ids = input_ids if labels is None else torch.where(labels != -100, labels, input_ids)
+        unmasked_ids, words_mask = self._transcripts(batch)
         windows, tokens_mask = audio_model.encode_windows(batch["input_features"], batch.get("input_features_mask"))
         tokens = self.calm.project(audio_model.add_context(windows, tokens_mask), tokens_mask)  # (B, T, E)
         encoded = {
