@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from .feature_extraction_calm import MAX_AMPLITUDE
+from .waveforms_calm import MAX_AMPLITUDE
 
 __all__ = ["AudioError", "as_waveform", "load_audio"]
 
