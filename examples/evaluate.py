@@ -29,8 +29,8 @@ from processing.retrieval import (
     alignment,
     audio_text_ranks,
     audio_text_retrieval,
+    both_directions,
     modality_gap,
-    retrieval_metrics,
     retrieval_ranks,
     uniformity,
 )
@@ -105,11 +105,7 @@ def measure_space(
     if model.config.transcript_loss_weight:
         similarity, said = read_transcripts(model, processor, dataset, batch_size)
         reading_ranks = retrieval_ranks(similarity, said)
-        for direction, found in (
-            ("audio_to_text", retrieval_metrics(similarity, said)),
-            ("text_to_audio", retrieval_metrics(similarity.T, said.T)),
-        ):
-            scores |= {f"{direction}_reading_{name}": value for name, value in found.items()}
+        scores |= both_directions(similarity, said, "reading_")
     return AlignedSpace(scores, audio_text_ranks(audio, text, texts), reading_ranks, words)
 
 

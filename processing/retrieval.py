@@ -13,6 +13,7 @@ __all__ = [
     "alignment",
     "audio_text_ranks",
     "audio_text_retrieval",
+    "both_directions",
     "modality_gap",
     "retrieval_metrics",
     "retrieval_ranks",
@@ -121,12 +122,32 @@ def audio_text_retrieval(audio_embeds: ArrayLike, text_embeds: ArrayLike, texts:
         (1.0, 1.0, 2)
     """
     similarity, relevant = _transcript_similarity(audio_embeds, text_embeds, texts)
+    scores = both_directions(similarity, relevant)
+    return {**scores, "num_clips": len(similarity), "num_texts": similarity.shape[1]}
+
+
+def both_directions(similarity: ArrayLike, relevant: ArrayLike, way: str = "") -> dict[str, float]:
+    """[`retrieval_metrics`] from clips to texts and from texts to clips.
+
+    Args:
+        similarity: Scores `(num_clips, num_texts)`, larger is closer; infinities are allowed.
+        relevant: Which texts are said in which clip, bool, same shape.
+        way: What tells these figures from others, between direction and measure of their names.
+
+    Raises:
+        ValueError: See [`retrieval_metrics`].
+
+    Example:
+        >>> scores = both_directions([[0.9, 0.1], [0.5, 0.6]], [[True, False], [False, True]], "reading_")
+        >>> scores["audio_to_text_reading_recall@1"]
+        1.0
+    """
+    similarity, relevant = np.asarray(similarity), np.asarray(relevant)
     directions = {
         "audio_to_text": retrieval_metrics(similarity, relevant),
         "text_to_audio": retrieval_metrics(similarity.T, relevant.T),
     }
-    scores = {f"{direction}_{name}": value for direction, found in directions.items() for name, value in found.items()}
-    return {**scores, "num_clips": len(similarity), "num_texts": similarity.shape[1]}
+    return {f"{name}_{way}{measure}": value for name, found in directions.items() for measure, value in found.items()}
 
 
 def audio_text_ranks(audio_embeds: ArrayLike, text_embeds: ArrayLike, texts: Sequence[str]) -> np.ndarray:
