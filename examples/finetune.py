@@ -21,8 +21,7 @@ from modeling_calm import CalmForSequenceClassification, CalmModel
 from processing import DataCollatorForCalmClassification, WaveformAugmentation
 from processing.metrics import classification_metrics, concordance_correlation_coefficient, multilabel_metrics
 
-# Speed stays: a tape played faster is a higher voice, and the pitch tells the emotion.
-WAVEFORM_AUGMENTATION = WaveformAugmentation(speed=None, noise_probability=0.3)
+WAVEFORM_AUGMENTATION = WaveformAugmentation(noise_probability=0.3)
 MODALITIES = ("both", "audio", "text")
 
 
@@ -35,7 +34,7 @@ class FinetuningArguments(ModelArguments):
     regression_loss: str = field(default="ccc", metadata={"help": "mse or ccc, for labels that are real numbers."})
     freeze_text: bool = field(default=False, metadata={"help": "Keep the language model as it is."})
     linear_probe: bool = field(default=False, metadata={"help": "Train the classifier alone; the encoders stay."})
-    augment: bool = field(default=True, metadata={"help": "Level, noise and SpecAugment; pitch and rate stay."})
+    augment: bool = field(default=True, metadata={"help": "Speed, level, noise and SpecAugment."})
 
 
 def describe_labels(train: Dataset, columns: list[str]) -> dict:

@@ -198,6 +198,11 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
         return (self.token_frames // self.patch_frames) * (self.num_mel_bins // self.patch_bins)
 
     @property
+    def pooler_size(self) -> int:
+        """Width of SpecTran's `pooler_output`: mean and deviation of windows and of states."""
+        return 4 * self.hidden_size
+
+    @property
     def seconds_per_token(self) -> float:
         """Duration of the window of an acoustic token in seconds."""
         return self.token_frames * self.hop_length / self.sampling_rate

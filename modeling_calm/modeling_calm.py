@@ -349,7 +349,7 @@ class CalmModel(CalmPreTrainedModel):
         words = self.get_input_embeddings()(input_ids)  # (B, L, E)
         if input_features is None:
             tokens, tokens_mask = words[:, :0], words_mask[:, :0]
-            pooled_audio = words.new_zeros(words.shape[0], self.config.audio_config.hidden_size)
+            pooled_audio = words.new_zeros(words.shape[0], self.config.audio_config.pooler_size)
         else:
             audio = self.audio_model(input_features, input_features_mask, return_dict=True)
             tokens_mask, pooled_audio = audio.acoustic_tokens_mask, audio.pooler_output
@@ -655,9 +655,9 @@ class CalmForPreTraining(CalmPreTrainedModel):
 class CalmForSequenceClassification(CalmPreTrainedModel):
     """[`CalmModel`] with a linear head: emotions and other labels of an utterance, or its valence and arousal.
 
-    The head sees the language model's pooled states and, beside them, SpecTran's: what a voice tells beyond its words
-    need not pass through the space of words. Our choice. Single-label, multi-label and regression by
-    `config.problem_type`; audio alone, text alone or both.
+    The head sees the language model's pooled states and, beside them, mean and deviation of SpecTran's: what a voice
+    tells beyond its words need not pass through the space of words. Our choice. Single-label, multi-label and
+    regression by `config.problem_type`; audio alone, text alone or both.
 
     Example:
 
@@ -684,7 +684,7 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
         self.num_labels = config.num_labels
         self.calm = CalmModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size + config.audio_config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size + config.audio_config.pooler_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -713,7 +713,7 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        pooled = torch.cat((outputs.pooler_output, outputs.audio_pooler_output), dim=-1)  # (B, H + hidden)
+        pooled = torch.cat((outputs.pooler_output, outputs.audio_pooler_output), dim=-1)  # (B, H + 4 hidden)
         logits = self.classifier(self.dropout(pooled))
         return SequenceClassifierOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config),

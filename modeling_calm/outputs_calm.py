@@ -17,7 +17,8 @@ class CalmAudioModelOutput(BaseModelOutputWithPooling):
 
     Args:
         last_hidden_state: (B, T, hidden), zero where no token is real.
-        pooler_output: (B, hidden), the mean over real tokens.
+        pooler_output: (B, 4 hidden), mean and deviation over real tokens, of the windows before the context layers and
+            of `last_hidden_state`; zero for a row without audio.
         acoustic_tokens_mask: (B, T) bool, true for a token whose window holds real audio.
         hidden_states: `num_hidden_layers + 1` of (W, S, hidden), with `output_hidden_states=True`; windows in
             row-major order of `acoustic_tokens_mask`.
@@ -38,7 +39,7 @@ class CalmModelOutput(BaseModelOutputWithPooling):
         pooler_output: (B, H), the mean over real places.
         acoustic_tokens: (B, T, E), relative to the mean of the vocabulary, zero where masked.
         acoustic_tokens_mask: (B, T) bool.
-        audio_pooler_output: (B, hidden), the mean over SpecTran's real states; zero for a row without audio.
+        audio_pooler_output: (B, 4 hidden), SpecTran's `pooler_output`; zero for a row without audio.
         audio_embeds: (B, E), L2-normalised mean of the acoustic tokens; zero for a row without audio.
         text_embeds: (B, E), L2-normalised mean of the centred word embeddings; zero for a row without text.
         hidden_states, attentions: the language model's own, over the compacted sequence: real lexical, real

@@ -20,6 +20,8 @@ from .layers_calm import CalmAudioAttention, CalmAudioLayer, TokenPlaces
 from .loading_calm import CheckedLoading
 from .outputs_calm import CalmAudioModelOutput
 
+DEVIATION_EPSILON = 1e-6  # under the root, whose slope at zero has no end
+
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of (B, N, H) over the places where the (B, N) mask is set; zero for a row without any.
@@ -30,6 +32,18 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     precise = torch.promote_types(values.dtype, torch.float32)
     total = values.masked_fill(~mask.bool(), 0.0).sum(1, dtype=precise)
     return (total / mask.sum(1).clamp(min=1)).to(values.dtype)
+
+
+def mean_and_deviation(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, N, H) to (B, 2H), mean and standard deviation over the places where the (B, N) mask is set; zero else.
+
+    Statistics pooling (Snyder et al. 2017), in float32 at least, and smooth where nothing varies.
+    """
+    precise = values.to(torch.promote_types(values.dtype, torch.float32))
+    mean = masked_mean(precise, mask)
+    variance = masked_mean((precise - mean.unsqueeze(1)).square(), mask)
+    deviation = (variance + DEVIATION_EPSILON).sqrt().masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    return torch.cat((mean, deviation), dim=-1).to(values.dtype)
 
 
 class CalmAudioEmbeddings(nn.Module):
@@ -254,8 +268,9 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         """
         windows, tokens_mask = self.encode_windows(input_features, input_features_mask, windows_at_once, **kwargs)
         states = self.add_context(windows, tokens_mask, mask_time_indices, **kwargs)
+        pooled = [mean_and_deviation(values, tokens_mask) for values in (windows, states)]
         return CalmAudioModelOutput(
-            last_hidden_state=states, pooler_output=masked_mean(states, tokens_mask), acoustic_tokens_mask=tokens_mask
+            last_hidden_state=states, pooler_output=torch.cat(pooled, dim=-1), acoustic_tokens_mask=tokens_mask
         )
 
 

@@ -37,7 +37,7 @@ def test_calm_model_shapes(config, batch):
     assert text_alone.last_hidden_state.shape == (4, 7, 24)
     assert text_alone.acoustic_tokens.shape == (4, 0, 24)
     assert torch.equal(text_alone.audio_embeds, torch.zeros(4, 24))
-    assert torch.equal(text_alone.audio_pooler_output, torch.zeros(4, 32))
+    assert torch.equal(text_alone.audio_pooler_output, torch.zeros(4, 4 * 32))
 
 
 def test_text_alone_is_the_language_model_itself(text_config, config, batch):

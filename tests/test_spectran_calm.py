@@ -12,12 +12,27 @@ def test_spectran_shapes(audio_config, batch):
     model = CalmAudioModel(audio_config).eval()
     output = model(batch["input_features"], batch["input_features_mask"])
     assert output.last_hidden_state.shape == (4, 4, 32)
-    assert output.pooler_output.shape == (4, 32)
     assert output.acoustic_tokens_mask.dtype == torch.bool
     assert output.acoustic_tokens_mask.sum(-1).tolist() == [3, 2, 4, 1]
     assert output.last_hidden_state[~output.acoustic_tokens_mask].eq(0).all()
-    close(output.pooler_output[1], output.last_hidden_state[1, :2].mean(0))
     close(model(batch["input_features"]).last_hidden_state.shape[1], 4)  # without a mask everything is real
+
+
+def test_pooler_output(audio_config, batch):
+    """A voice's emotion stands in how its windows vary, before and after the context layers, not in a mean alone."""
+    model = CalmAudioModel(audio_config).eval()
+    audio = {key: batch[key].clone() for key in INPUTS[2:]}
+    audio["input_features_mask"][0] = 0
+    output = model(**audio)
+    assert output.pooler_output.shape == (4, audio_config.pooler_size) == (4, 4 * 32)
+    windows, _ = model.encode_windows(**audio)
+    for row, count in enumerate([3, 2, 4, 1][1:], start=1):
+        states = [values[row, :count] for values in (windows, output.last_hidden_state)]
+        expected = [f(values) for values in states for f in (lambda v: v.mean(0), lambda v: v.std(0, correction=0))]
+        torch.testing.assert_close(output.pooler_output[row], torch.cat(expected), atol=2e-3, rtol=1e-3)
+    assert output.pooler_output[0].eq(0).all()  # a row without audio
+    output.pooler_output.sum().backward()  # the last row is one token long: nothing varies there
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("num_context_layers", [0, 2])

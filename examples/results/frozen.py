@@ -22,7 +22,7 @@ import torch
 from peer_encoders import MODEL_TYPES, load_peer
 
 from modeling_calm import CalmForPreTraining
-from modeling_calm.spectran_calm import masked_mean
+from modeling_calm.spectran_calm import mean_and_deviation
 from processing import CalmFeatureExtractor
 from processing.log_mel_calm import normalize, real_frames
 
@@ -61,13 +61,6 @@ def read_clips(data: DataArguments, *splits: str) -> tuple[dict[str, Clips], lis
     return clips, list(head["label2id"])
 
 
-def mean_and_deviation(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """(B, N, width) and the (B, N) mask of real positions to (B, 2 x width), float32."""
-    states = states.float()
-    mean = masked_mean(states, real)
-    return torch.cat([mean, masked_mean((states - mean.unsqueeze(1)).square(), real).sqrt()], dim=-1)
-
-
 def from_checkpoint(folder: str, batch_size: int) -> Representation:
     """What the frozen encoder of a pretrained CALM or peer tells.
 
@@ -95,7 +88,9 @@ def from_checkpoint(folder: str, batch_size: int) -> Representation:
             clips = waveforms[start : start + batch_size]
             batch = extractor(clips, sampling_rate=SAMPLING_RATE, return_tensors="pt").to(device)
             states, real = encode(**batch)
-            batches.append({name: mean_and_deviation(values, real).cpu().numpy() for name, values in states.items()})
+            batches.append(
+                {name: mean_and_deviation(values.float(), real).cpu().numpy() for name, values in states.items()}
+            )
         return _with_both({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
 
     return represent

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from frozen import mean_and_deviation
 
 sys.path.append(str(Path(__file__).parents[1]))
 from linear_probe import fit_probe  # noqa: E402
 from scoring import batches, embed  # noqa: E402
 
 from modeling_calm import CalmForPreTraining  # noqa: E402
+from modeling_calm.spectran_calm import mean_and_deviation  # noqa: E402
 from processing import CalmProcessor, DataCollatorForCalmPreTraining  # noqa: E402
 from processing.bootstrap import bootstrap_interval, paired_bootstrap  # noqa: E402
 from processing.metrics import unweighted_average_recall  # noqa: E402
