@@ -61,6 +61,7 @@ def test_every_option_of_a_recipe_is_one_of_its_script(recipe, tmp_path, monkeyp
     """A misspelt one would fail after an hour; and no training reads a test split before the measurements."""
     for name in CORPORA:
         (tmp_path / name).mkdir()
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)  # for a GPU's recipe
     kinds = {
         "pretrain.py": ("pretrain", ("PretrainingArguments", "StreamingArguments", "CalmTrainingArguments")),
         "finetune.py": ("finetune", ("FinetuningArguments", "CalmTrainingArguments")),
