@@ -119,7 +119,10 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
             })
             for corpus in EMOTIONS
         ),
-        measure("probes", "results/probes.py", {"models": spectran, "peers": others, **labels}),
+        measure("probes", "results/probes.py", {"models": str(aligned), **labels}),
+        measure("equal_time", "results/probes.py", {
+            "models": spectran, "peers": others, "egemaps": "false", **labels,
+        }),
         measure("alignment", "results/alignment.py", {
             "model": str(aligned), "dataset": commands, "emotion_dataset": corpora["emotion_en"],
         }),

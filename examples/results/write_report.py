@@ -3,10 +3,11 @@
     python examples/results/write_report.py --results runs/results
 
 The folder holds the JSON files of `evaluate.py` as `retrieval*.json` and `emotion*.json`, one a corpus, and those of
-the scripts beside this one as `probes*.json`, `robustness*.json`, `alignment*.json` and `ablations*.json`; and, from
-whoever ran the steps, `steps.json` with the seconds each took. What is not there is left out and named. `results.json`
-gets everything with the commit, the machine and the versions of the libraries; what stands between
-`<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is written anew.
+the scripts beside this one as `probes*.json`, `equal_time*.json` (probes beside peers), `robustness*.json`,
+`alignment*.json` and `ablations*.json`; and, from whoever ran the steps, `steps.json` with the seconds each took. What
+is not there is left out and named. `results.json` gets everything with the commit, the machine and the versions of the
+libraries; what stands between `<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is
+written anew.
 """
 
 import json
@@ -30,7 +31,7 @@ from model_card import BLOCK, data_name  # noqa: E402
 from options import parse_arguments, write_json  # noqa: E402
 from report import cpu_name  # noqa: E402
 
-PARTS = ("retrieval", "emotion", "probes", "robustness", "alignment", "ablations")
+PARTS = ("retrieval", "emotion", "probes", "equal_time", "robustness", "alignment", "ablations")
 LIBRARIES = (
     "torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "soundfile", "soxr", "opensmile",
 )  # fmt: skip
