@@ -51,12 +51,15 @@ commands: $(VENV)/.installed  ## Pretrain on DATA/speech_commands and evaluate o
 	  --dataset $(DATA)/speech_commands --output_dir runs/commands
 	$(BIN)/python examples/evaluate.py --models runs/commands --dataset $(DATA)/speech_commands
 
+# The same network without pretraining, which has to learn everything there.
+SCRATCH := --audio_config small --linear_probe false --freeze_text true --learning_rate 1e-3 --head_learning_rate 1e-3
+
 emotion: $(VENV)/.installed  ## Fine-tune runs/commands on DATA/emotion_en, three seeds, beside its baselines
 	for seed in 0 1 2; do \
 	  $(BIN)/python examples/finetune.py --config examples/configs/finetune_emotion.yaml --seed $$seed \
 	    --dataset $(DATA)/emotion_en --model runs/commands --output_dir runs/emotion/calm-$$seed && \
 	  $(BIN)/python examples/finetune.py --config examples/configs/finetune_emotion.yaml --seed $$seed \
-	    --dataset $(DATA)/emotion_en --audio_config small --output_dir runs/emotion/scratch-$$seed || exit 1; \
+	    --dataset $(DATA)/emotion_en $(SCRATCH) --output_dir runs/emotion/scratch-$$seed || exit 1; \
 	done
 	$(BIN)/python examples/evaluate.py --dataset $(DATA)/emotion_en --egemaps --output runs/emotion/evaluation.json \
 	  --models runs/emotion/calm-0 runs/emotion/calm-1 runs/emotion/calm-2 \
