@@ -7,6 +7,7 @@ the gradient of one process that holds the whole batch.
 Dimensions: N queries, K keys, E width of the embeddings.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,12 +87,23 @@ def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
 
 
 def scaled_cosines(queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """(N, K) logits `scale * <query, key>` in float32, also under autocast.
+    """(..., N, K) logits `scale * <query, key>` in float32, also under autocast.
 
     At a scale of 100 bfloat16 would round them to steps of 0.5.
     """
     with maybe_autocast(queries.device.type, enabled=False):
-        return scale.float() * queries.float() @ keys.float().T
+        return scale.float() * queries.float() @ keys.float().mT
+
+
+def in_tiles(function: Callable[..., torch.Tensor], tile_size: int | None, *rows: torch.Tensor) -> list[torch.Tensor]:
+    """What a function gives for `tile_size` rows at a time, computed again in the backward pass; all at once for None.
+
+    The function draws no random numbers.
+    """
+    if tile_size is None or len(rows[0]) <= tile_size:
+        return [function(*rows)]
+    tiles = zip(*(each.split(tile_size) for each in rows), strict=True)
+    return [checkpoint(function, *tile, use_reentrant=False, preserve_rng_state=False) for tile in tiles]
 
 
 def contrast(
@@ -125,11 +137,7 @@ def contrast(
         positives = query_groups[:, None] == key_groups
         return -((log_probabilities * positives).sum(-1) / positives.sum(-1)).sum()
 
-    if tile_size is None or len(queries) <= tile_size:
-        return tile(queries, query_groups)
-    tiles = zip(queries.split(tile_size), query_groups.split(tile_size), strict=True)
-    options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a tile is random
-    return torch.stack([checkpoint(tile, *rows, **options) for rows in tiles]).sum()
+    return torch.stack(in_tiles(tile, tile_size, queries, query_groups)).sum()
 
 
 def audio_text_loss(

@@ -34,7 +34,7 @@ from .loss_calm import (
     scaled_cosines,
 )
 from .outputs_calm import CalmAudioModelOutput, CalmForPreTrainingOutput, CalmModelOutput, NearestTokens
-from .reading_calm import CalmTranscriptReader, transcript_losses, transcript_scores
+from .reading_calm import CalmTranscriptReader, places_of, transcript_losses, transcript_scores
 from .spectran_calm import CalmAudioModel, masked_mean
 
 WINDOWS_AT_ONCE = 1024  # four minutes of audio in the usual geometry: what is held of an hour
@@ -480,8 +480,10 @@ class CalmForPreTraining(CalmPreTrainedModel):
         }
         if dictionary is not None and len(tokens) == len(input_ids):
             key_ids, keys = dictionary
-            said = self.reader(tokens, tokens_mask, keys)
-            losses, fits = transcript_losses(said, tokens_mask.sum(-1), self._pieces(batch), key_ids)
+            pieces = self._pieces(batch)
+            places = places_of(pieces, key_ids)
+            said = self.reader(tokens, tokens_mask, keys, places, config.contrastive_chunk_size)
+            losses, fits = transcript_losses(said, tokens_mask.sum(-1), pieces)
             encoded["transcript_total"], encoded["transcript_count"] = losses.sum().view(1), fits.sum().view(1)
         if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
             rows = (batch["pair_indices"] >= 0).nonzero().flatten()

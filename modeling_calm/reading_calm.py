@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import ctc_loss, normalize
 
 from .configuration_calm import CalmConfig
-from .loss_calm import inverse_temperature, scaled_cosines
+from .loss_calm import in_tiles, inverse_temperature, scaled_cosines
 
 
 class CalmTranscriptReader(nn.Module):
@@ -28,26 +28,51 @@ class CalmTranscriptReader(nn.Module):
         words = words.detach()  # a target
         return normalize(torch.cat((self.blank_embedding.unsqueeze(0).to(words.dtype), words)).float(), dim=-1)
 
-    def forward(self, tokens: torch.Tensor, tokens_mask: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        tokens_mask: torch.Tensor,
+        keys: torch.Tensor,
+        places: torch.Tensor | None = None,
+        tile_size: int | None = None,
+    ) -> torch.Tensor:
         """Log-softmax over the scaled cosines of acoustic tokens with the keys.
 
         Args:
             tokens: (B, T, E).
             tokens_mask: (B, T) bool.
             keys: (1 + K, E), see `keys`.
+            places: (B, C) long, those of the keys to tell of for each clip; all, C = 1 + K, by default.
+            tile_size: tokens whose cosines with all keys are held at once; the rest is recomputed in the backward
+                pass.
 
         Returns:
-            (B, T, 1 + K) float32, the real tokens of a clip, in order, before the others.
+            (B, T, C) float32, the real tokens of a clip, in order, before the others.
         """
-        directions = normalize(tokens.float(), dim=-1).flatten(0, 1)
-        logits = scaled_cosines(directions, keys, inverse_temperature(self.logit_scale))
         first = (~tokens_mask).long().argsort(dim=1, stable=True).unsqueeze(-1)
-        log_probabilities = logits.unflatten(0, tokens.shape[:2]).log_softmax(-1)
-        return log_probabilities.gather(1, first.expand_as(log_probabilities))
+        directions = normalize(tokens.float().gather(1, first.expand_as(tokens)), dim=-1)
+        scale = inverse_temperature(self.logit_scale)
+
+        def partition(directions: torch.Tensor) -> torch.Tensor:
+            return scaled_cosines(directions, keys, scale).logsumexp(-1)
+
+        partitions = torch.cat(in_tiles(partition, tile_size, directions.flatten(0, 1))).view(*tokens.shape[:2], 1)
+        return scaled_cosines(directions, keys if places is None else keys[places], scale) - partitions
+
+
+def places_of(ids: torch.Tensor, key_ids: torch.Tensor) -> torch.Tensor:
+    """(N, L) wordpieces, -1 for what is to be left out, to their (N, 1 + L) places among the keys, none's first.
+
+    Args:
+        ids: every wordpiece in it is one of `key_ids`.
+        key_ids: (K,) long, ascending: the wordpieces told apart.
+    """
+    places = (torch.searchsorted(key_ids, ids) + 1).masked_fill(ids < 0, 0)
+    return nn.functional.pad(places, (1, 0))
 
 
 def transcript_losses(
-    log_probabilities: torch.Tensor, num_tokens: torch.Tensor, ids: torch.Tensor, key_ids: torch.Tensor
+    log_probabilities: torch.Tensor, num_tokens: torch.Tensor, ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How hard each transcript is to read from the tokens of its clip, in its order.
 
@@ -55,17 +80,19 @@ def transcript_losses(
     transcript over its clip's tokens, each way the product of what its tokens say; divided by the number of pieces.
 
     Args:
-        log_probabilities: (B, T, 1 + K), see [`CalmTranscriptReader`].
+        log_probabilities: (B, T, 1 + L), of no wordpiece and of each one of the clip's own transcript, see
+            [`CalmTranscriptReader`] and [`places_of`].
         num_tokens: (B,) long, real ones.
         ids: (B, L) wordpieces of the transcripts; -1 for what is to be left out.
-        key_ids: (K,) long, ascending: the wordpieces told apart, every one of `ids` among them.
 
     Returns:
         (B,) losses, and (B,) bool, whether the clip has the tokens that its transcript needs, one a piece and one
         between two equal ones, and a transcript at all; the loss is 0 elsewhere.
     """
-    num_pieces = (ids >= 0).sum(-1)
-    pieces = torch.searchsorted(key_ids, ids[ids >= 0]) + 1  # of all clips, one after the other
+    spoken = ids >= 0
+    num_pieces = spoken.sum(-1)
+    alike = ids.unsqueeze(-1) == nn.functional.pad(ids, (0, 1), value=-1).unsqueeze(-2)  # (B, L, L + 1)
+    pieces = (alike.int().argmax(-1) + 1)[spoken]  # of all clips, one after the other; equal ones by their first place
     owners = torch.arange(len(ids), device=ids.device).repeat_interleave(num_pieces)
     twice = (pieces[1:] == pieces[:-1]) & (owners[1:] == owners[:-1])
     needed = num_pieces + torch.zeros_like(num_pieces).index_add(0, owners[1:], twice.long())
@@ -73,6 +100,11 @@ def transcript_losses(
     losses = ctc_loss(
         log_probabilities.transpose(0, 1), pieces, num_tokens, num_pieces, reduction="none", zero_infinity=True
     )
+    # torch's gradient is that of a whole softmax's logits: its slopes hold each probability once, which cancels there
+    # and not in a part of the softmax. A term of value zero takes it out.
+    real = torch.arange(log_probabilities.shape[1], device=ids.device) < num_tokens.unsqueeze(-1)  # (B, T)
+    told = (log_probabilities.exp() * real.unsqueeze(-1)).sum((1, 2))
+    losses = losses - (told - told.detach())
     return torch.where(fits, losses / num_pieces.clamp(min=1), 0.0), fits
 
 
@@ -82,11 +114,14 @@ def transcript_scores(
     """(B, N) mean log-probability of a wordpiece of each of N texts in each clip; minus infinity where it has no room.
 
     Args:
-        log_probabilities, num_tokens, key_ids: as in [`transcript_losses`].
+        log_probabilities: (B, T, 1 + K), of all keys.
+        num_tokens: as in [`transcript_losses`].
         ids: (N, L), likewise.
+        key_ids: see [`places_of`].
     """
-    scores = []
+    places, scores = places_of(ids, key_ids), []
     for clip, length in zip(log_probabilities, num_tokens, strict=True):
-        losses, fits = transcript_losses(clip.expand(len(ids), -1, -1), length.expand(len(ids)), ids, key_ids)
+        of_each_text = clip[:, places].transpose(0, 1)  # (N, T, 1 + L)
+        losses, fits = transcript_losses(of_each_text, length.expand(len(ids)), ids)
         scores.append((-losses).masked_fill(~fits, -torch.inf))
     return torch.stack(scores)
