@@ -81,7 +81,10 @@ def embed(
             model.calm.get_audio_features(batch["input_features"], batch["input_features_mask"]).pooler_output
         )
         text.append(model.calm.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output)
-    return {"audio_embeds": torch.cat(audio).cpu().numpy(), "text_embeds": torch.cat(text).cpu().numpy()}
+    return {
+        "audio_embeds": torch.cat(audio).float().cpu().numpy(),
+        "text_embeds": torch.cat(text).float().cpu().numpy(),
+    }
 
 
 def read_transcripts(

@@ -64,7 +64,11 @@ class ModelArguments:
         return CalmProcessor(extractor, AutoTokenizer.from_pretrained(self.language_model()))
 
     def load_model(self, kind: type, **settings):
-        """A model of the class `kind`, from a CALM checkpoint or new around a language model."""
+        """A model of the class `kind`, from a CALM checkpoint or new around a language model.
+
+        In float32 however it was stored: small steps are lost on half weights. `--bf16` computes in half precision.
+        """
+        settings.setdefault("dtype", torch.float32)
         if self.model is not None:
             # A classifier of other classes may be gone on with: its head alone does not fit, and starts anew.
             return kind.from_pretrained(self.model, ignore_mismatched_sizes=True, **settings)

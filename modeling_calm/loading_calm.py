@@ -111,7 +111,11 @@ class CheckedLoading:
         if name is not None:
             check_weights(model, report, name)
         check_devices(model)
+        model.freeze_idle()  # the library makes every weight anew, as one to train
         return (model, report) if output_loading_info else model
+
+    def freeze_idle(self) -> None:
+        """Leave out of training what the configuration leaves without a use; here nothing."""
 
 
 class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):

@@ -65,7 +65,8 @@ def largest_over_ranks(count: int, device: torch.device) -> int:
 
 
 def gather_ids(ids: torch.Tensor) -> torch.Tensor:
-    """(N, L) token ids of every rank, padded with -1 to one length, as (sum of N, longest L)."""
+    """(N, L) token ids of every rank, -1 for padding on either side, as (sum of N, longest L), padded on the right."""
+    ids = ids.gather(1, (ids < 0).long().argsort(dim=1, stable=True))
     longest = largest_over_ranks(ids.shape[1], ids.device)
     return gather_rows(nn.functional.pad(ids, (0, longest - ids.shape[1]), value=-1))
 
@@ -204,7 +205,7 @@ def concordance_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """The loss of `config.problem_type`, which is guessed from the labels as transformers does where it is unset.
+    """The loss of `config.problem_type`, which is guessed from the labels and kept, as in transformers, where unset.
 
     One guess is ours: with `regression_loss="ccc"` fractional labels are regression targets, not several classes.
 
@@ -215,20 +216,21 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreT
     Raises:
         ValueError: for a class outside [0, K), or labels whose shape does not fit the problem.
     """
-    logits, problem = logits.float(), config.problem_type
-    if problem is None:
+    logits = logits.float()
+    if config.problem_type is None:
         if config.num_labels == 1 or (config.regression_loss == "ccc" and labels.is_floating_point()):
-            problem = "regression"
+            config.problem_type = "regression"
         else:
-            problem = "multi_label" if labels.is_floating_point() else "single_label"
+            several = labels.is_floating_point()
+            config.problem_type = f"{'multi' if several else 'single'}_label_classification"
     weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
-    if problem.startswith("single_label"):
+    if config.problem_type == "single_label_classification":
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < config.num_labels):
             raise ValueError(f"Labels must lie in [0, {config.num_labels}); these reach {labels.tolist()}.")
         return cross_entropy(logits, labels.view(-1).long(), weight=weights)
     if labels.shape not in (logits.shape, logits.squeeze(-1).shape):
         raise ValueError(f"Labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}.")
     targets = labels.view_as(logits).to(logits.dtype)
-    if problem.startswith("multi_label"):
+    if config.problem_type == "multi_label_classification":
         return binary_cross_entropy_with_logits(logits, targets, weight=weights)
     return concordance_loss(logits, targets) if config.regression_loss == "ccc" else mse_loss(logits, targets)

@@ -416,12 +416,13 @@ class CalmForPreTraining(CalmPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.empty(1))  # FSDP2 cannot shard what has no dimension
         self.lm_head = CalmMaskedLanguageHead(config, embeddings.embedding_dim, embeddings.num_embeddings)
         self.acoustic_head = nn.Linear(config.hidden_size, embeddings.embedding_dim)
-        self.reader = CalmTranscriptReader(config, embeddings.embedding_dim)
+        self.reader = CalmTranscriptReader(embeddings.embedding_dim)
         path = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.decoder.weight": f"{path}.weight"}
         if config.tie_word_embeddings:
             self._keys_to_ignore_on_save = ["lm_head.decoder.weight"]
         self.post_init()
+        self.freeze_idle()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -430,6 +431,10 @@ class CalmForPreTraining(CalmPreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
         if isinstance(module, CalmTranscriptReader):
             init.normal_(module.blank_embedding, std=self.config.initializer_range)
+
+    def freeze_idle(self) -> None:
+        """Leave the reader out of training where its weight is 0: what is idle stops distributed training."""
+        self.reader.requires_grad_(bool(self.config.transcript_loss_weight))
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder
@@ -450,16 +455,13 @@ class CalmForPreTraining(CalmPreTrainedModel):
         return ids.masked_fill(~mask | torch.isin(ids, special), -1)
 
     def _dictionary(self, batch: dict, gather: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(K,) the wordpieces of all transcripts of a batch, and (1 + K, E) what each acoustic token picks from.
-
-        With `gather` those of all ranks. The L2-normalised vectors are that of no wordpiece, and one of each.
-        """
+        """(K,) the wordpieces of all transcripts of a batch, of all ranks with `gather`; (K, E) centred embeddings."""
         if not self.config.transcript_loss_weight:
             return None
         ids = self._pieces(batch)
         ids = gather_ids(ids) if gather else ids
         ids = ids[ids >= 0].unique()
-        return ids, self.reader.keys(self.get_input_embeddings()(ids) - self.calm.word_embedding_mean)
+        return ids, self.get_input_embeddings()(ids) - self.calm.word_embedding_mean
 
     def _encode(self, batch: dict, dictionary: tuple[torch.Tensor, torch.Tensor] | None, first_row: int = 0) -> dict:
         """Everything that needs no other clip, of a batch or of its rows from `first_row` on.
@@ -476,13 +478,13 @@ class CalmForPreTraining(CalmPreTrainedModel):
             "text_embeds": self.calm.pool_text(unmasked_ids, words_mask),
             "unmasked_ids": unmasked_ids.masked_fill(~words_mask, -1),
             "has_audio": tokens_mask.any(-1),
-            "has_text": words_mask.any(-1),
+            "has_text": (self._pieces(batch) >= 0).any(-1),  # special tokens alone have no direction
         }
         if dictionary is not None and len(tokens) == len(input_ids):
-            key_ids, keys = dictionary
+            word_ids, words = dictionary
             pieces = self._pieces(batch)
-            places = places_of(pieces, key_ids)
-            said = self.reader(tokens, tokens_mask, keys, places, config.contrastive_chunk_size)
+            places = places_of(pieces, word_ids)
+            said = self.reader(tokens, tokens_mask, words, places, config.contrastive_chunk_size)
             losses, fits = transcript_losses(said, tokens_mask.sum(-1), pieces)
             encoded["transcript_total"], encoded["transcript_count"] = losses.sum().view(1), fits.sum().view(1)
         if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
@@ -614,7 +616,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
 
         Returns:
             (B, N) mean log-probability of a wordpiece; minus infinity where a clip has fewer acoustic tokens than the
-            text has wordpieces, or the text has none.
+            text needs, one a wordpiece and one between two equal ones, or the text has no wordpiece.
 
         Raises:
             ValueError: for a model that was not trained to read (`transcript_loss_weight` 0).
@@ -622,11 +624,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
         if not self.config.transcript_loss_weight:
             raise ValueError("This model was not trained to read transcripts: its `transcript_loss_weight` is 0.")
         texts = {"input_ids": input_ids, "attention_mask": attention_mask}
-        key_ids, keys = self._dictionary(texts, gather=False)
+        word_ids, words = self._dictionary(texts, gather=False)
         audio = self.calm.audio_model(input_features, input_features_mask)
         mask = audio.acoustic_tokens_mask
-        said = self.reader(self.calm.project(audio.last_hidden_state, mask), mask, keys)
-        return transcript_scores(said, mask.sum(-1), self._pieces(texts), key_ids)
+        said = self.reader(self.calm.project(audio.last_hidden_state, mask), mask, words)
+        return transcript_scores(said, mask.sum(-1), self._pieces(texts), word_ids)
 
     def _losses(self, encoded: dict, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         """The terms whose weight is not 0 and whose masks were given."""

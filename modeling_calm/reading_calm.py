@@ -7,48 +7,41 @@ import torch
 from torch import nn
 from torch.nn.functional import ctc_loss, normalize
 
-from .configuration_calm import CalmConfig
 from .loss_calm import in_tiles, inverse_temperature, scaled_cosines
 
 
 class CalmTranscriptReader(nn.Module):
-    """What each acoustic token says: one of the wordpieces, or none.
+    """What each acoustic token says: one of the wordpieces, or none."""
 
-    Neither weight asks for a gradient where `transcript_loss_weight` is 0: idle ones would stop distributed training.
-    """
-
-    def __init__(self, config: CalmConfig, width: int):
+    def __init__(self, width: int):
         super().__init__()
-        used = bool(config.transcript_loss_weight)
-        self.blank_embedding = nn.Parameter(torch.empty(width), requires_grad=used)  # stands for none
-        self.logit_scale = nn.Parameter(torch.empty(1), requires_grad=used)
-
-    def keys(self, words: torch.Tensor) -> torch.Tensor:
-        """(K, E) centred word embeddings to (1 + K, E) L2-normalised vectors, the first for no wordpiece."""
-        words = words.detach()  # a target
-        return normalize(torch.cat((self.blank_embedding.unsqueeze(0).to(words.dtype), words)).float(), dim=-1)
+        self.blank_embedding = nn.Parameter(torch.empty(width))  # stands for none
+        self.logit_scale = nn.Parameter(torch.empty(1))
 
     def forward(
         self,
         tokens: torch.Tensor,
         tokens_mask: torch.Tensor,
-        keys: torch.Tensor,
+        words: torch.Tensor,
         places: torch.Tensor | None = None,
         tile_size: int | None = None,
     ) -> torch.Tensor:
-        """Log-softmax over the scaled cosines of acoustic tokens with the keys.
+        """Log-softmax over the scaled cosines of acoustic tokens with no wordpiece and with each wordpiece.
 
         Args:
             tokens: (B, T, E).
             tokens_mask: (B, T) bool.
-            keys: (1 + K, E), see `keys`.
-            places: (B, C) long, those of the keys to tell of for each clip; all, C = 1 + K, by default.
-            tile_size: tokens whose cosines with all keys are held at once; the rest is recomputed in the backward
+            words: (K, E) centred word embeddings, a target that gets no gradient.
+            places: (B, C) long, what to tell of for each clip: 0 is no wordpiece, 1 + k that of row k of `words`. All,
+                C = 1 + K, by default.
+            tile_size: tokens whose cosines with all words are held at once; the rest is recomputed in the backward
                 pass.
 
         Returns:
             (B, T, C) float32, the real tokens of a clip, in order, before the others.
         """
+        keys = torch.cat((self.blank_embedding.unsqueeze(0).to(words.dtype), words.detach()))  # (1 + K, E)
+        keys = normalize(keys.float(), dim=-1)
         first = (~tokens_mask).long().argsort(dim=1, stable=True).unsqueeze(-1)
         directions = normalize(tokens.float().gather(1, first.expand_as(tokens)), dim=-1)
         scale = inverse_temperature(self.logit_scale)
@@ -60,14 +53,14 @@ class CalmTranscriptReader(nn.Module):
         return scaled_cosines(directions, keys if places is None else keys[places], scale) - partitions
 
 
-def places_of(ids: torch.Tensor, key_ids: torch.Tensor) -> torch.Tensor:
-    """(N, L) wordpieces, -1 for what is to be left out, to their (N, 1 + L) places among the keys, none's first.
+def places_of(ids: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:
+    """(N, L) wordpieces, -1 for what is to be left out, to the (N, 1 + L) `places` of none and of each of them.
 
     Args:
-        ids: every wordpiece in it is one of `key_ids`.
-        key_ids: (K,) long, ascending: the wordpieces told apart.
+        ids: every wordpiece in it is one of `word_ids`.
+        word_ids: (K,) long, ascending: the wordpieces told apart.
     """
-    places = (torch.searchsorted(key_ids, ids) + 1).masked_fill(ids < 0, 0)
+    places = (torch.searchsorted(word_ids, ids) + 1).masked_fill(ids < 0, 0)
     return nn.functional.pad(places, (1, 0))
 
 
@@ -109,17 +102,17 @@ def transcript_losses(
 
 
 def transcript_scores(
-    log_probabilities: torch.Tensor, num_tokens: torch.Tensor, ids: torch.Tensor, key_ids: torch.Tensor
+    log_probabilities: torch.Tensor, num_tokens: torch.Tensor, ids: torch.Tensor, word_ids: torch.Tensor
 ) -> torch.Tensor:
     """(B, N) mean log-probability of a wordpiece of each of N texts in each clip; minus infinity where it has no room.
 
     Args:
-        log_probabilities: (B, T, 1 + K), of all keys.
+        log_probabilities: (B, T, 1 + K), of none and of all.
         num_tokens: as in [`transcript_losses`].
         ids: (N, L), likewise.
-        key_ids: see [`places_of`].
+        word_ids: see [`places_of`].
     """
-    places, scores = places_of(ids, key_ids), []
+    places, scores = places_of(ids, word_ids), []
     for clip, length in zip(log_probabilities, num_tokens, strict=True):
         of_each_text = clip[:, places].transpose(0, 1)  # (N, T, 1 + L)
         losses, fits = transcript_losses(of_each_text, length.expand(len(ids)), ids)

@@ -20,6 +20,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from .audio import as_waveform
 from .augmentation import SpecAugment, WaveformAugmentation
+from .waveforms_calm import check_waveform
 
 
 def _generator(generator: np.random.Generator | None) -> np.random.Generator:
@@ -76,6 +77,7 @@ class _Collator:
         for clip in clips:
             waveform = np.zeros(1, np.float32) if clip is None else as_waveform(clip, extractor.sampling_rate)
             if self.waveform_augmentation is not None and clip is not None:
+                waveform = check_waveform(waveform, len(waveforms)).numpy()  # integers get their scale
                 waveform = self.waveform_augmentation(waveform, extractor.sampling_rate, generator)
             waveforms.append(waveform)
         features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")

@@ -184,7 +184,8 @@ class AudioTextClassificationPipeline(Pipeline):
         texts = base.get_text_features(**words).pooler_output  # (C, E)
         scale = getattr(self.model, "logit_scale", None)
         scale = torch.tensor(self.model.config.logit_scale_init_value) if scale is None else scale
-        return {"logits": scale.clamp(max=MAX_LOGIT_SCALE).exp().to(audio) * audio @ texts.T}  # (B, C)
+        scale = scale.float().clamp(max=MAX_LOGIT_SCALE).exp().to(audio.device)
+        return {"logits": scale * audio.float() @ texts.float().T}  # (B, C); half floats would round them to 0.5
 
     def _check_classifier(self) -> None:
         """Refuse to classify by chance."""

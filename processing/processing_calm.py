@@ -6,7 +6,9 @@ from typing import Any, Self
 from transformers import BatchFeature, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.processing_utils import ProcessorMixin
 
-# What the base class would otherwise take from the tokenizer, whose lengths count pieces of text and not patches.
+# Lengths in pieces of text are not lengths in patches: beside text these are the tokenizer's alone.
+LENGTHS = ("truncation", "max_length", "pad_to_multiple_of")
+# What the base class would otherwise take from the tokenizer.
 AUDIO_DEFAULTS = {"padding": True, "truncation": False, "max_length": None, "pad_to_multiple_of": None}
 
 
@@ -74,9 +76,10 @@ class CalmProcessor(ProcessorMixin):
             audio: one waveform or a batch, as [`CalmFeatureExtractor`] takes them.
             text (`str` or `list[str]`, *optional*): the transcripts, one a clip.
             kwargs: `sampling_rate` (required with audio), `return_tensors`, `device`, `padding`; settings of one side
-                alone by `audio_kwargs={...}` or `text_kwargs={...}`. Transcripts are padded to the longest, unless the
-                call or the tokenizer says otherwise; a `max_length` that the tokenizer carries counts where
-                `truncation` or `padding="max_length"` asks for it.
+                alone by `audio_kwargs={...}` or `text_kwargs={...}`. Beside text, `truncation`, `max_length` and
+                `pad_to_multiple_of` are the text's, and never cut or pad the audio. Transcripts are padded to the
+                longest, unless the call or the tokenizer says otherwise; a `max_length` that the tokenizer carries
+                counts where `truncation` or `padding="max_length"` asks for it.
 
         Returns:
             `input_ids`, `attention_mask` (B, L) and what else the tokenizer gives; `input_features` (B, P, D),
@@ -94,6 +97,9 @@ class CalmProcessor(ProcessorMixin):
         needs_length = text_options.get("truncation") or text_options.get("padding") == "max_length"
         if "max_length" not in given and not needs_length:
             text_defaults["max_length"] = None  # handed on without a use for it, the tokenizer's own brings a warning
+        if text is not None:
+            text_defaults |= {name: kwargs.pop(name) for name in LENGTHS if name in kwargs}
+            given = {name: value for name, value in given.items() if name not in LENGTHS}
         audio_defaults = {name: value for name, value in AUDIO_DEFAULTS.items() if name not in given}
         kwargs["text_kwargs"] = text_defaults | kwargs.get("text_kwargs", {})
         kwargs["audio_kwargs"] = audio_defaults | kwargs.get("audio_kwargs", {})

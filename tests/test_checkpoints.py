@@ -112,6 +112,16 @@ def test_heads_that_are_missing_are_initialised(config, tmp_path):
     assert model.lm_head.decoder.bias.eq(0).all()
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_what_has_no_use_asks_for_no_gradient_after_loading(config, tmp_path, weight):
+    """An idle parameter stops distributed training, and loading makes every parameter anew."""
+    config.transcript_loss_weight = weight
+    model = CalmForPreTraining(config)
+    model.save_pretrained(tmp_path)
+    for one in (model, CalmForPreTraining.from_pretrained(tmp_path)):
+        assert {parameter.requires_grad for parameter in one.reader.parameters()} == {bool(weight)}
+
+
 def test_the_language_head_shares_the_word_embeddings_or_not(config, tmp_path):
     """Tied, they are one parameter also after loading; untied, two."""
     for config.tie_word_embeddings in (True, False):

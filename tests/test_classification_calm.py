@@ -30,12 +30,13 @@ def test_classifier_rows_alone_and_together(config, batch, select):
     ],
 )
 def test_every_problem_trains_the_whole_classifier(audio_config, text_config, batch, settings, labels):
-    """Whatever the labels, the gradient reaches every layer, and the configuration stays as it was."""
+    """Whatever the labels, the gradient reaches every layer, and the configuration tells a pipeline what it is."""
     config = CalmConfig(audio_config=audio_config, text_config=text_config, **settings)
     model = CalmForSequenceClassification(config).train()
     before = config.to_dict()
+    guess = "regression" if config.num_labels == 1 else "single_label_classification"
     output = model(**batch, labels=labels)
     output.loss.backward()
     # An idle parameter stops distributed training; the mask vector takes part although fine-tuning hides no window.
     assert [name for name, slope in gradients(model).items() if slope is None] == []
-    assert config.to_dict() == before
+    assert config.to_dict() == before | {"problem_type": settings.get("problem_type", guess)}

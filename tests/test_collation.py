@@ -217,6 +217,14 @@ def test_files_bytes_and_waveforms_are_the_same_clip(processor, rows, tmp_path):
         torch.testing.assert_close(row, batch["input_features"][0], atol=1e-4, rtol=0)
 
 
+def test_integers_are_scaled_before_they_are_augmented(processor, rows):
+    """Half of the range of uint8 is silence, and amplified as it stands it would be a constant."""
+    augmentation = WaveformAugmentation(speed=None, gain_db=(0.0, 0.0), noise_probability=0.0)
+    plain, varied = (DataCollatorForCalmClassification(processor, each) for each in (None, augmentation))
+    clips = [{**row, "audio": np.uint8(128 + 100 * np.clip(row["audio"], -1, 1)), "labels": 0} for row in rows]
+    torch.testing.assert_close(varied(clips)["input_features"], plain(clips)["input_features"])
+
+
 def test_augmentation_hides_real_frames_only(processor, rows):
     """Augmented features keep their shape and their padding; off, they are the plain ones."""
     plain = DataCollatorForCalmClassification(processor)(rows)

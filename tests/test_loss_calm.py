@@ -11,6 +11,7 @@ from modeling_calm.loss_calm import (
     classification_loss,
     concordance_loss,
     contrast,
+    gather_ids,
     mean_over_ranks,
     pair_loss,
 )
@@ -197,3 +198,9 @@ def test_class_weights_work_in_half_precision():
         config = CalmConfig(num_labels=3, class_weights=[1, 2, 3])
         value = classification_loss(LOGITS.bfloat16(), labels, config)
         assert value.item() == pytest.approx(classification_loss(LOGITS, labels, config).item(), rel=0.01)
+
+
+def test_equal_transcripts_are_equal_whichever_side_is_padded():
+    """Another rank pads to another length; on the left, equal ids would stand in other columns there."""
+    left, right = torch.tensor([[-1, -1, 5, 7], [5, 6, 8, 9]]), torch.tensor([[5, 7, -1, -1], [5, 6, 8, 9]])
+    assert torch.equal(gather_ids(left), right) and torch.equal(gather_ids(right), right)

@@ -165,6 +165,18 @@ def test_candidate_texts_are_scored_by_their_cosine(saved, processor, clips, kin
         same(pipe({"audio": clips[0]}, candidate_texts=TEXTS, top_k=1), answers[0][:1])
 
 
+def test_half_weights_score_candidates_in_float32(saved, processor, clips):
+    """At a scale of 100 bfloat16 has steps of 0.5, in which close texts tie."""
+    model, _ = saved(CalmForPreTraining)
+    pipe = pipeline(TASK, model=model.to(torch.bfloat16), processor=processor)
+    inputs = processor(audio=clips[0], text=TEXTS[0], sampling_rate=16000, return_tensors="pt")
+    texts = processor(text=TEXTS, return_tensors="pt")
+    audio = model.calm.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    words = model.calm.get_text_features(**texts).pooler_output
+    expected = (model.logit_scale.float().exp() * audio.float() @ words.float().T).softmax(-1)
+    same(pipe({"audio": clips[0]}, candidate_texts=TEXTS), named(expected[0], TEXTS))
+
+
 def test_a_long_recording_can_be_matched_but_not_classified(saved, noise):
     """The toy's language model has 48 positions, 3.8 s; the aligned space has no limit."""
     pipe = pipeline(TASK, model=saved()[1])

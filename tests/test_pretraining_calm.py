@@ -179,6 +179,9 @@ def test_rows_that_lack_a_modality_take_no_part_in_the_contrast(config, pretrain
     drawn["input_features_mask"][3] = 0
     drawn["labels"][1] = -100
     close(model(**drawn).audio_text_loss, expected)
+    drawn["attention_mask"][1, :2] = 1
+    drawn["input_ids"][1, :2] = config.special_token_ids[0]  # writing that the tokenizer does not know
+    close(model(**drawn).audio_text_loss, expected)
 
 
 def test_a_batch_of_one_is_refused_in_training(config, pretraining_batch, select):

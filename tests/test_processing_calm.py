@@ -142,3 +142,19 @@ def test_the_demo_tokenizer_and_language_model_agree(minilm_folder, audio_config
 def test_no_transcripts_are_refused(processor, noise):
     with pytest.raises(ValueError, match="`text` holds no transcript"):
         processor(audio=noise(0.2), text=[], sampling_rate=16000)
+
+
+def test_lengths_of_text_do_not_cut_the_audio(processor, noise):
+    """128 pieces are a long text, and 128 patches are five seconds."""
+    alone = processor(audio=[noise(2.0)], sampling_rate=16000, return_tensors="pt")
+    both = processor(
+        audio=[noise(2.0)], text=TEXTS[:1], sampling_rate=16000, return_tensors="pt", truncation=True, max_length=4
+    )
+    assert both["input_ids"].shape == (1, 4)
+    assert both["input_features"].shape == alone["input_features"].shape
+    cut = processor(
+        audio=[noise(2.0)], text=TEXTS[:1], sampling_rate=16000, return_tensors="pt",
+        audio_kwargs={"truncation": True, "max_length": 16},
+    )  # fmt: skip
+    assert cut["input_features"].shape[1] < both["input_features"].shape[1]
+    assert cut["input_ids"].shape == (1, 8)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from modeling_calm import CalmConfig
 from modeling_calm.reading_calm import CalmTranscriptReader, places_of, transcript_losses, transcript_scores
 
 
@@ -18,7 +17,7 @@ def unit(*shape) -> torch.Tensor:
 @pytest.fixture
 def reader() -> CalmTranscriptReader:
     """At an inverse temperature of 5."""
-    reader = CalmTranscriptReader(CalmConfig(transcript_loss_weight=1.0), 8)
+    reader = CalmTranscriptReader(8)
     torch.nn.init.constant_(reader.logit_scale, np.log(5))
     torch.nn.init.normal_(reader.blank_embedding)
     return reader
@@ -30,17 +29,17 @@ def test_transcript_loss_sums_over_all_ways_to_spread_a_transcript(reader):
     So are the gradients, for the dictionary holds more than what a clip says.
     """
     mask = torch.tensor([[True, False, True, True, True], [True, True, True, False, False]])
-    tokens, words, key_ids = unit(2, 5, 8).requires_grad_(), unit(3, 8), torch.tensor([7, 9, 12])
-    keys, expected = reader.keys(words), 0.0
+    tokens, words, word_ids = unit(2, 5, 8).requires_grad_(), unit(3, 8), torch.tensor([7, 9, 12])
+    keys, expected = normalize(torch.cat((reader.blank_embedding[None], words)), dim=-1), 0.0
     ids = torch.tensor([[9, -1, 7, 9], [-1, 9, -1, -1]])
     for clip, real, row in zip(tokens, mask, ids, strict=True):
-        spoken = [key_ids.tolist().index(piece) + 1 for piece in row.tolist() if piece >= 0]
+        spoken = [word_ids.tolist().index(piece) + 1 for piece in row.tolist() if piece >= 0]
         probabilities = (reader.logit_scale.exp() * normalize(clip[real], dim=-1) @ keys.T).softmax(-1)
         ways = (way for way in product(range(4), repeat=len(probabilities)))
         right = [way for way in ways if [piece for piece, _ in groupby(way) if piece] == spoken]
         total = sum(probabilities[torch.arange(len(way)), list(way)].prod() for way in right)
         expected = expected - total.log() / len(spoken)
-    said = reader(tokens, mask, reader.keys(words), places_of(ids, key_ids))
+    said = reader(tokens, mask, words, places_of(ids, word_ids))
     losses, fits = transcript_losses(said, mask.sum(-1), ids)
     assert fits.all()
     torch.testing.assert_close(losses.sum(), expected)
@@ -55,7 +54,7 @@ def test_clips_too_short_for_their_transcript_take_no_part(reader):
     lengths = torch.tensor([3, 3, 2, 3, 0])
     ids = torch.tensor([[1, 2, 3, -1], [1, 2, 3, 4], [1, 1, -1, -1], [-1, -1, -1, -1], [1, -1, -1, -1]])
     mask = torch.arange(3) < lengths[:, None]
-    said = reader(tokens, mask, reader.keys(unit(4, 8)), places_of(ids, torch.tensor([1, 2, 3, 4])))
+    said = reader(tokens, mask, unit(4, 8), places_of(ids, torch.tensor([1, 2, 3, 4])))
     losses, fits = transcript_losses(said, lengths, ids)
     losses.sum().backward()
     assert fits.tolist() == [True, False, False, False, False]
@@ -71,13 +70,13 @@ def test_tiles_change_neither_log_probabilities_nor_gradients(reader):
     tokens, words = unit(3, 6, 8).requires_grad_(), unit(5, 8)
     found = []
     for tile_size in (None, 4):
-        said = reader(tokens, mask, reader.keys(words), places, tile_size)
+        said = reader(tokens, mask, words, places, tile_size)
         weights = torch.linspace(-1, 1, said.numel()).view_as(said)
         of = (tokens, reader.blank_embedding, reader.logit_scale)
         found.append((said, *torch.autograd.grad((said * weights).sum(), of)))
     for whole, tiled in zip(*found, strict=True):
         torch.testing.assert_close(tiled, whole)
-    every = reader(tokens, mask, reader.keys(words))
+    every = reader(tokens, mask, words)
     torch.testing.assert_close(every.exp().sum(-1), torch.ones(3, 6))
     torch.testing.assert_close(found[0][0], every.gather(2, places[:, None].expand(-1, 6, -1)))
 
@@ -85,10 +84,10 @@ def test_tiles_change_neither_log_probabilities_nor_gradients(reader):
 def test_a_score_is_that_of_the_text_alone(reader):
     """Minus the loss of each pair of a clip and a text, a repeated wordpiece told apart from another one."""
     mask = torch.arange(6) < torch.tensor([[6], [4]])
-    ids, key_ids = torch.tensor([[5, 5, -1], [5, 8, 5], [8, -1, -1]]), torch.tensor([5, 8])
-    said = reader(unit(2, 6, 8), mask, reader.keys(unit(2, 8)))
-    scores = transcript_scores(said, mask.sum(-1), ids, key_ids)
+    ids, word_ids = torch.tensor([[5, 5, -1], [5, 8, 5], [8, -1, -1]]), torch.tensor([5, 8])
+    said = reader(unit(2, 6, 8), mask, unit(2, 8))
+    scores = transcript_scores(said, mask.sum(-1), ids, word_ids)
     assert scores.shape == (2, 3) and scores.isfinite().all()
-    for text, places in zip(ids, places_of(ids, key_ids), strict=True):
+    for text, places in zip(ids, places_of(ids, word_ids), strict=True):
         losses, _ = transcript_losses(said[..., places], mask.sum(-1), text.expand(2, -1))
         torch.testing.assert_close(scores[:, ids.eq(text).all(-1)].squeeze(-1), -losses)

@@ -201,3 +201,18 @@ def test_tensorboard_shows_the_log(make_trainer, tmp_path):
     shown = [event.value for event in written.Scalars("train/audio_seconds_per_second")]
     logged = [entry["audio_seconds_per_second"] for entry in trainer.state.log_history if "loss" in entry]
     assert shown == pytest.approx(logged)
+
+
+def test_weights_are_trained_in_float32_however_they_were_stored(arguments, tmp_path):
+    """Most language models of the Hub are stored in half precision, and a step of training is lost on half weights."""
+    model = arguments.load_model(CalmForSequenceClassification).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "classifier")
+    model.calm.text_model.save_pretrained(tmp_path / "language")
+    arguments.load_processor().tokenizer.save_pretrained(tmp_path / "language")
+    for found in (
+        ModelArguments(model=str(tmp_path / "classifier")),
+        ModelArguments(text_model=str(tmp_path / "language"), audio_config=arguments.audio_config),
+    ):
+        assert {weight.dtype for weight in found.load_model(CalmForSequenceClassification).parameters()} == {
+            torch.float32
+        }
