@@ -14,15 +14,15 @@ import numpy as np
 from datasets import Dataset
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
 from speech_data import DataArguments, read_split
-from training import SPEC_AUGMENT, CalmTrainer, ModelArguments
+from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForSequenceClassification, CalmModel
-from processing import DataCollatorForCalmClassification, WaveformAugmentation
+from processing import DataCollatorForCalmClassification
 from processing.metrics import classification_metrics, concordance_correlation_coefficient, multilabel_metrics
 
-WAVEFORM_AUGMENTATION = WaveformAugmentation(noise_probability=0.3)
 MODALITIES = ("both", "audio", "text")
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,7 +33,9 @@ class FinetuningArguments(ModelArguments):
     balance_classes: bool = field(default=False, metadata={"help": "Weigh classes by their inverse frequency."})
     regression_loss: str = field(default="ccc", metadata={"help": "mse or ccc, for labels that are real numbers."})
     freeze_text: bool = field(default=False, metadata={"help": "Keep the language model as it is."})
-    linear_probe: bool = field(default=False, metadata={"help": "Train the classifier alone; the encoders stay."})
+    linear_probe: bool = field(
+        default=False, metadata={"help": "Train the classifier alone; the encoders stay, so begin with `--model`."}
+    )
     augment: bool = field(default=True, metadata={"help": "Speed, level, noise and SpecAugment."})
 
 
@@ -148,6 +150,8 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.balance_classes and head["problem_type"] == "single_label_classification":
         counts = np.bincount(train["label"])
         head["class_weights"] = [float(weight) for weight in len(train) / (len(counts) * counts)]
+    if arguments.linear_probe and arguments.model is None:
+        logger.warning("`--linear_probe` without `--model`: the classifier reads a SpecTran that was never trained.")
     model = arguments.load_model(CalmForSequenceClassification, regression_loss=arguments.regression_loss, **head)
     freeze(model.calm, arguments)
     if arguments.modalities == "text":

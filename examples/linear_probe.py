@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 
 from processing.metrics import unweighted_average_recall
 
-STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # of C; our choice
+STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of C; our choice
 
 
 class Probe(NamedTuple):

@@ -34,7 +34,12 @@ MEASURES = {
     "ccc": ("ccc", "concordance correlation coefficient"),
     **{
         f"{key}_{measure}": (kind, f"{name}, {title}")
-        for key, name in (("audio_to_text", "audio to text"), ("text_to_audio", "text to audio"))
+        for key, name in (
+            ("audio_to_text", "audio to text"),
+            ("text_to_audio", "text to audio"),
+            ("audio_to_text_reading", "audio to text by reading"),
+            ("text_to_audio_reading", "text to audio by reading"),
+        )
         for measure, kind, title in (
             *((f"recall@{k}", f"recall_at_{k}", f"recall@{k}") for k in (1, 5, 10)),
             ("map@10", "map_at_10", "mean average precision@10"),

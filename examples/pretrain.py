@@ -20,14 +20,13 @@ from speech_data import DataArguments, join, read_features, read_split
 from speech_features import check_extractor
 from speech_stream import SpeechStream
 from streaming import StreamCallback, StreamingArguments, open_stream
-from training import SPEC_AUGMENT, CalmTrainer, ModelArguments
+from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForPreTraining
-from processing import CalmProcessor, DataCollatorForCalmPreTraining, WaveformAugmentation
+from processing import CalmProcessor, DataCollatorForCalmPreTraining
 from processing.retrieval import audio_text_retrieval
 
-WAVEFORM_AUGMENTATION = WaveformAugmentation(noise_probability=0.3)
 STAGES = {
     "align": {
         "audio_text": 1.0,
@@ -50,7 +49,7 @@ class PretrainingArguments(ModelArguments):
         default_factory=list,
         metadata={"help": "Data sets whose training split joins that of --dataset; one named twice counts twice."},
     )
-    augment: bool = field(default=True, metadata={"help": "Speed, level, noise, band limits and SpecAugment."})
+    augment: bool = field(default=True, metadata={"help": "Speed, level, noise and SpecAugment."})
     audio_text_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     audio_audio_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     transcript_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})

@@ -22,11 +22,12 @@ from transformers import AutoTokenizer, EarlyStoppingCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from modeling_calm import CalmAudioConfig
-from processing import CalmFeatureExtractor, CalmProcessor, SeededCollator, SpecAugment
+from processing import CalmFeatureExtractor, CalmProcessor, SeededCollator, SpecAugment, WaveformAugmentation
 
 CONFIGS = Path(__file__).parent / "configs"
 logger = logging.getLogger(__name__)
 
+WAVEFORM_AUGMENTATION = WaveformAugmentation(noise_probability=0.3)
 # Lighter than the paper's: with few hours of speech what is left of a short word must still be recognisable.
 SPEC_AUGMENT = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
 

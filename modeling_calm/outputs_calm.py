@@ -55,13 +55,14 @@ class CalmModelOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class CalmForPreTrainingOutput(ModelOutput):
-    """Output of [`CalmForPreTraining`]; a term of weight 0 is `None`.
+    """Output of [`CalmForPreTraining`]; a term of weight 0, or whose masks were not given, is `None`.
 
     Args:
         loss: scalar, the weighted sum of the terms.
         audio_text_loss, audio_audio_loss, transcript_loss, masked_language_loss, masked_acoustic_loss: scalars,
             unweighted.
-        logits_per_audio: (B, B), scaled cosines of each clip with each transcript of this rank.
+        logits_per_audio: (B, N), scaled cosines of each clip with each transcript of this rank, or with each of N
+            candidates; `None` in training with `contrastive_chunk_size`.
         logits_per_text: its transpose.
         audio_embeds, text_embeds: (B, E), L2-normalised.
     """

@@ -28,6 +28,31 @@ def test_a_finished_command_is_not_repeated(tmp_path):
         reproduce.reproduce(iter([step]), tmp_path, jobs=2)
     assert output.read_text() == "once"
     assert json.loads((tmp_path / "steps.json").read_text())["write"] > 0
+    other = Step("write", [Command(str(writer), {"output": str(output), "epochs": 2}, output)])
+    with pytest.raises(ValueError, match=r"write-0\.json' tells of .* other options"):
+        reproduce.reproduce(iter([other]), tmp_path, jobs=2)
+
+
+def test_what_an_interrupted_run_left_goes_before_it_starts_anew(tmp_path):
+    """A training for a given time has not had it in one piece, and refuses a folder in use."""
+    text = "import os, sys; os.mkdir(os.path.dirname(sys.argv[2])); open(sys.argv[2], 'w')"
+    output = tmp_path / "run" / "output.txt"
+    output.parent.mkdir()
+    command = Command(str(script(tmp_path, "maker", text)), {"output": str(output)}, output, restarts=True)
+    reproduce.reproduce(iter([Step("make", [command])]), tmp_path, jobs=1)
+    assert output.exists()
+
+
+def test_an_output_without_a_good_end_is_not_trusted(tmp_path):
+    """A script may write its figures and fail at drawing them."""
+    text = "import pathlib, sys; p = pathlib.Path(sys.argv[2]); known = p.exists(); p.touch(); sys.exit(not known)"
+    output = tmp_path / "output.txt"
+    step = Step("draw", [Command(str(script(tmp_path, "draws", text)), {"output": str(output)}, output)])
+    with pytest.raises(RuntimeError, match="code 1"):
+        reproduce.reproduce(iter([step]), tmp_path, jobs=1)
+    assert output.exists()
+    reproduce.reproduce(iter([step]), tmp_path, jobs=1)
+    assert json.loads((tmp_path / "notes" / "draw-0.json").read_text())["seconds"] is not None
 
 
 def test_a_command_that_fails_ends_the_run_and_names_its_log(tmp_path):
@@ -40,7 +65,7 @@ def test_a_command_that_fails_ends_the_run_and_names_its_log(tmp_path):
     ]
     with pytest.raises(RuntimeError, match=r"code 1; its last words stand in '.*first-0\.txt'"):
         reproduce.reproduce(iter(steps), tmp_path, jobs=1)
-    assert "no such corpus" in (tmp_path / "logs" / "first-0.txt").read_text()
+    assert "no such corpus" in (tmp_path / "notes" / "first-0.txt").read_text()
     assert not later.exists()
 
 

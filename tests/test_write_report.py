@@ -145,3 +145,13 @@ def test_files_that_tell_something_else_are_refused(files, tmp_path):
         write_report.main(options)
     with pytest.raises(ValueError, match="holds none of"):
         write_report.main(["--results", str(tmp_path / "empty")])
+
+
+def test_figures_of_weights_that_have_changed_are_refused(files, aligned):
+    """A training that was repeated leaves the measurements of the one before it where they were."""
+    results, options = files
+    report = load_json(results / "retrieval.json")
+    assert set(report["weights"]) == {aligned}
+    (results / "retrieval.json").write_text(json.dumps(report | {"weights": {aligned: "0" * 64}}))
+    with pytest.raises(ValueError, match="retrieval.json' is of weights that .* no longer hold"):
+        write_report.main(options)

@@ -3,9 +3,9 @@
     python examples/benchmarks/contrastive_memory.py
     python examples/benchmarks/contrastive_memory.py --batches 256 4096 --chunk 64 --audio_config base --device cuda
 
-A point is the forward and backward pass of all four objectives on random clips of one length, in a process of its own.
-Its figure is the peak above the level just before the step, so that neither inputs nor weights nor gradients count;
-`memory.py` says how it is taken.
+A point is the forward and backward pass of all objectives of stage `fuse` on random clips of one length, in a process
+of its own. Its figure is the peak above the level just before the step, so that neither inputs nor weights nor
+gradients count; `memory.py` says how it is taken.
 """
 
 import argparse
@@ -18,6 +18,9 @@ from memory import in_mib, in_own_process, peak_above
 from random_batches import add_geometry, build_model, describe, draw_batch
 
 from modeling_calm import CalmForPreTraining
+
+sys.path.append(str(Path(__file__).parents[1]))
+from pretrain import PretrainingArguments, objectives  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -60,7 +63,8 @@ def measure(batch: int, chunk: int, argv: list[str]) -> int:
 def peak_of_a_step(options: argparse.Namespace) -> int:
     """Bytes that a step needs at its peak above what it finds."""
     torch.manual_seed(0)
-    model = build_model(options, contrastive_chunk_size=options.chunk).to(options.device).train()
+    weights = objectives(PretrainingArguments(stage="fuse"))
+    model = build_model(options, contrastive_chunk_size=options.chunk, **weights).to(options.device).train()
     batches = [draw_batch(options, clips) for clips in (8, options.batches[0])]
     small, batch = ({key: value.to(options.device) for key, value in batch.items()} for batch in batches)
     del batches

@@ -28,10 +28,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 import prepare_data  # noqa: E402
 from demo_corpus import build_demo_corpus, demo_language_model  # noqa: E402
 from options import CalmTrainingArguments  # noqa: E402
-from pretrain import WAVEFORM_AUGMENTATION, PretrainingArguments, freeze, objectives  # noqa: E402
+from pretrain import PretrainingArguments, freeze, objectives  # noqa: E402
 from speech_sources import DataArguments  # noqa: E402
 from streaming import StreamingArguments, open_stream  # noqa: E402
-from training import SPEC_AUGMENT  # noqa: E402
+from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION  # noqa: E402
 
 GOALS = {"FLAC": 0.10, "features": 0.03}
 CLIPS, STEPS, WARMUPS = 32, 14, 2

@@ -11,6 +11,7 @@ peak the training reaches, the cores beside it, prices. Derived: all the rest. N
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -24,7 +25,9 @@ from random_batches import add_geometry, build_model, describe, draw_batch, read
 
 from processing import CalmFeatureExtractor, SpecAugment, WaveformAugmentation, load_audio
 
-STAGES = {"align": {"masked_language_loss_weight": 0.0, "masked_acoustic_loss_weight": 0.0}, "fuse": {}}
+sys.path.append(str(Path(__file__).parents[1]))
+from pretrain import STAGES, PretrainingArguments, freeze, objectives  # noqa: E402
+
 COUNTED_CLIPS = 2
 ROWS_OF_A_SHARD = 2048  # the default of prepare_data.py
 
@@ -64,12 +67,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def count_operations(options: argparse.Namespace) -> float:
     """Floating-point operations of a step for each second of audio; a multiplication and an addition are two."""
-    chunk = None if options.no_recompute else COUNTED_CLIPS // 2
+    chunk, arguments = None if options.no_recompute else COUNTED_CLIPS // 2, PretrainingArguments(stage=options.stage)
     model = build_model(
-        options, contrastive_chunk_size=chunk, attn_implementation="eager", **STAGES[options.stage]
+        options, contrastive_chunk_size=chunk, attn_implementation="eager", **objectives(arguments)
     ).train()
-    if options.stage == "align":
-        model.calm.text_model.requires_grad_(False)
+    freeze(model, arguments)
     batch = draw_batch(options, COUNTED_CLIPS)
     return timing.count_operations(lambda: model(**batch).loss.backward()) / (COUNTED_CLIPS * options.seconds)
 

@@ -9,7 +9,7 @@ transcripts of 24 tokens, from random weights, features computed beforehand. In 
 - CALM, `align`: the base SpecTran against the word embeddings of a BERT of base size. **That BERT does not run**, in
   neither direction: it is frozen, and the text target is the mean of word embeddings. This is the method, and the
   largest part of the difference.
-- CALM, `fuse`: SpecTran and that BERT, on all four objectives, which the peers have one of.
+- CALM, `fuse`: SpecTran and that BERT, on all objectives, of which the peers have one.
 - `ClapModel`, its own loss: the published configuration, HTS-AT and RoBERTa of base size, both trained.
 - dual encoder: `Wav2Vec2Model` and `BertModel` of base size and the symmetric InfoNCE over projected means. As its
   library advises for fine-tuning, the convolutions are frozen and so have no backward pass; LayerDrop stays on as

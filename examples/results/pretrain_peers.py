@@ -45,10 +45,10 @@ from options import (  # noqa: E402
     write_options,
 )
 from pretrain import DEFAULTS as PRETRAINING_DEFAULTS  # noqa: E402
-from pretrain import WAVEFORM_AUGMENTATION, PretrainingArguments, freeze, read_data, retrieval  # noqa: E402
+from pretrain import PretrainingArguments, freeze, read_data, retrieval  # noqa: E402
 from speech_data import DataArguments  # noqa: E402
 from streaming import StreamingArguments  # noqa: E402
-from training import SPEC_AUGMENT, CalmTrainer, ModelArguments  # noqa: E402
+from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments  # noqa: E402
 
 WARMUP_STEPS = 3  # of the timing: buffers are taken, workers are starting
 PLANNED_SHARE = 0.95  # of the budget; the rest is for a machine that slows down

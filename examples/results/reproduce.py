@@ -3,15 +3,17 @@
     python examples/results/reproduce.py --data ../shared/data --recipe cpu
 
 A recipe (`examples/configs/results_*.yaml`) holds the options of every script. Steps run one after another, those that
-are many trainings as several processes side by side. Each leaves its output, log and seconds in the folder of results;
-what is there is not run again, so that an interrupted command is repeated as it stands, and a step whose folder was
-removed is run anew. Choices are made on validation splits; test splits are read by the measurements at the end.
+are many trainings as several processes side by side. Each leaves its output, its log and a note in the folder of
+results, `notes/STEP-NUMBER.json`: what was asked for, and the seconds it took once it is done. What is done is not run
+again, so that an interrupted command is repeated as it stands; under other options it is refused. Choices are made on
+validation splits; test splits are read by the measurements at the end.
 """
 
 import argparse
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -40,12 +42,14 @@ class Command:
         options: by name; a list becomes several words, and what is None is left out.
         output: the file that a finished command leaves.
         resumable: whether the script goes on by `--resume` where it was interrupted.
+        restarts: whether what an interrupted run left has to go first: the folder of `output`.
     """
 
     script: str
     options: dict
     output: Path
     resumable: bool = False
+    restarts: bool = False
 
     def words(self) -> list[str]:
         """The command line."""
@@ -93,7 +97,8 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
     yield Step("peers", [
         Command(
             "results/pretrain_peers.py",
-            {"encoder": name, **mixture, "output_dir": str(run), **recipe["peers"]}, run / "results.json",
+            {"encoder": name, **mixture, "output_dir": str(run), **recipe["peers"]},
+            run / "results.json", restarts=True,
         )
         for name, run in peers.items()
     ], alone=True)  # fmt: skip
@@ -120,9 +125,7 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
             for corpus in EMOTIONS
         ),
         measure("probes", "results/probes.py", {"models": str(aligned), **labels}),
-        measure("equal_time", "results/probes.py", {
-            "models": spectran, "peers": others, "egemaps": "false", **labels,
-        }),
+        measure("equal_time", "results/probes.py", {"models": spectran, "peers": others, **labels}),
         measure("alignment", "results/alignment.py", {
             "model": str(aligned), "dataset": commands, "emotion_dataset": corpora["emotion_en"],
         }),
@@ -134,39 +137,65 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
     ])  # fmt: skip
 
 
-def run(command: Command, log: Path, threads: int) -> None:
-    """Run a command unless its output is there already.
+def is_done(command: Command, note: Path) -> bool:
+    """Whether a note tells that the command ended well.
+
+    Raises:
+        ValueError: if the note is of a command with other options.
+    """
+    if not note.exists():
+        return False
+    told = json.loads(note.read_text())
+    if told["script"] != command.script or told["options"] != command.options:
+        raise ValueError(
+            f"'{note}' tells of {told['script']} with other options. Remove it with what that command made, in"
+            f" '{command.output.parent}', and whatever was made of that; or choose another `--output`."
+        )
+    return told["seconds"] is not None and command.output.exists()
+
+
+def run(command: Command, note: Path, threads: int) -> None:
+    """Run a command unless it is done.
 
     Raises:
         RuntimeError: if it fails; names its log.
+        ValueError: see `is_done`.
     """
-    if command.output.exists():
+    if is_done(command, note):
         return
+    if command.restarts:
+        shutil.rmtree(command.output.parent, ignore_errors=True)
+    log = note.with_suffix(".txt")
     log.parent.mkdir(parents=True, exist_ok=True)
+    told = {"script": command.script, "options": command.options, "seconds": None}
+    write_atomically(note, json.dumps(told, indent=2) + "\n")
+    started = time.monotonic()
     with log.open("a") as stream:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
         code = subprocess.run(command.words(), stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
     if code or not command.output.exists():
         raise RuntimeError(f"{' '.join(command.words())}\nended with code {code}; its last words stand in '{log}'.")
+    told["seconds"] = round(time.monotonic() - started, 2)
+    write_atomically(note, json.dumps(told, indent=2) + "\n")
 
 
 def reproduce(all_steps: Iterator[Step], folder: Path, jobs: int) -> None:
     """Run the steps; `steps.json` gets the seconds each took, over all calls that it took.
 
     Raises:
-        RuntimeError: see [`run`]; the commands beside the one that failed end first.
+        RuntimeError, ValueError: see [`run`]; the commands beside the one that failed end first.
     """
     file, cores = folder / "steps.json", os.cpu_count() or 1
     seconds = json.loads(file.read_text()) if file.exists() else {}
     for step in all_steps:
-        if all(command.output.exists() for command in step.commands):
+        notes = [folder / "notes" / f"{step.name}-{number}.json" for number in range(len(step.commands))]
+        if all(map(is_done, step.commands, notes)):
             continue
         logger.info("%s: %d commands", step.name, len(step.commands))
         started, at_once = time.monotonic(), 1 if step.alone else jobs
         try:
             with ThreadPoolExecutor(at_once) as pool:
-                logs = [folder / "logs" / f"{step.name}-{number}.txt" for number in range(len(step.commands))]
-                list(pool.map(run, step.commands, logs, [max(cores // at_once, 1)] * len(logs)))
+                list(pool.map(run, step.commands, notes, [max(cores // at_once, 1)] * len(notes)))
         finally:
             seconds[step.name] = round(seconds.get(step.name, 0.0) + time.monotonic() - started, 2)
             write_atomically(file, json.dumps(seconds, indent=2) + "\n")
@@ -183,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     missing = [name for name in CORPORA if not (options.data / name).is_dir()]
     if missing:
-        print(f"Skipped: '{options.data}' lacks the corpora {missing}; see examples/README.md for where to get them.")
+        print(f"Skipped: '{options.data}' lacks the corpora {missing}; examples/README.md tells what they are.")
         return
     shipped = EXAMPLES / "configs" / f"results_{options.recipe}.yaml"
     recipe = yaml.safe_load((shipped if shipped.exists() else Path(options.recipe)).read_text())

@@ -1,11 +1,12 @@
 """What is lost on recordings unlike those of training: UAR and R@1 under perturbations of the test clips.
 
     python examples/results/robustness.py --models runs/emotion/calm-* --compare_models runs/emotion/scratch-* \
-        --probes runs/commands runs/peers/ast-* runs/peers/wav2vec2-* --dataset EMOTION \
+        --probes runs/peers/calm-* runs/peers/ast-* runs/peers/wav2vec2-* --dataset EMOTION \
         --retrieval_models runs/commands --retrieval_dataset SPEECH --output runs/results/robustness.json
 
-Every system is trained on clean speech: fine-tuned classifiers, linear probes on frozen encoders and on eGeMAPS, and
-search by sound for the transcript. The test split is read once, and all systems get the same perturbed clips; noise is
+The systems: fine-tuned classifiers, linear probes on frozen encoders and on eGeMAPS, and search by sound for the
+transcript. Networks were trained with level and noise varied, as `training.py` does; probes and eGeMAPS were fitted on
+clean clips. The test split is read once, and all systems get the same perturbed clips; noise is
 drawn from the number of the clip. A figure is a mean over seeds with a 95 % bootstrap interval over the clips, and a
 change the paired difference to the clean clips. `perturbations.py` says what is done to them. Beside the JSON stands
 the table as Markdown.

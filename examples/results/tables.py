@@ -61,9 +61,8 @@ def space_table(results: dict) -> str:
     """Retrieval and geometry before and after CALP, of `alignment.py`."""
     head = ["measure", "before CALP", "after CALP"]
     before, after = results["before"], results["after"]
-    return table(
-        [head, *([title, f"{before[n]:.3f}", f"{after[n]:.3f}"] for n, title in SPACE.items() if n in before)]
-    )
+    cells = [[f"{part[name]:.3f}" if name in part else "" for part in (before, after)] for name in SPACE]
+    return table([head, *([title, *row] for title, row in zip(SPACE.values(), cells, strict=True) if any(row))])
 
 
 def rates_table(results: dict) -> str:

@@ -28,7 +28,7 @@ EXAMPLES = Path(__file__).parents[1]
 sys.path += [str(EXAMPLES), str(EXAMPLES / "benchmarks")]
 from checkpoints import write_atomically  # noqa: E402
 from model_card import BLOCK, data_name  # noqa: E402
-from options import parse_arguments, write_json  # noqa: E402
+from options import parse_arguments, weights_digest, write_json  # noqa: E402
 from report import cpu_name  # noqa: E402
 
 PARTS = ("retrieval", "emotion", "probes", "equal_time", "robustness", "alignment", "ablations")
@@ -50,7 +50,8 @@ def read_results(folder: Path) -> tuple[dict[tuple[str, str], dict], list[str]]:
     """The reports by part and name of their data, and the parts of which there is no file.
 
     Raises:
-        ValueError: if the folder holds none, a file is no report, or one is not of a test split.
+        ValueError: if the folder holds none, a file is no report, one is not of a test split, or one is of weights
+            that have changed since.
     """
     found, missing = {}, []
     for part in PARTS:
@@ -66,12 +67,20 @@ def read_results(folder: Path) -> tuple[dict[tuple[str, str], dict], list[str]]:
                 raise ValueError(f"'{file}' is no results file of the scripts in examples/. Write it anew.") from error
             if split != "test":
                 raise ValueError(f"'{file}' is of split '{split}'; results are those of the test split.")
+            changed = [run for run, digest in report.get("weights", {}).items() if is_other(run, digest)]
+            if changed:
+                raise ValueError(f"'{file}' is of weights that {changed} no longer hold. Remove it and measure again.")
             if key in found:
                 raise ValueError(f"Two files in '{folder}' hold `{part}` of {key[1]}. Remove the older one.")
             found[key] = report
     if not found:
         raise ValueError(f"'{folder}' holds none of {[f'{part}*.json' for part in PARTS]}.")
     return found, missing
+
+
+def is_other(folder: str, digest: str) -> bool:
+    """Whether a folder that is still there holds other weights than those of a digest."""
+    return Path(folder).is_dir() and weights_digest(folder) != digest
 
 
 def environment() -> dict:
@@ -115,8 +124,8 @@ def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
             )
         elif part == "robustness":
             found.append(
-                f"**Perturbed recordings**, {data}; in brackets the interval of clean clips, and of the others the"
-                f" change:\n\n{robustness_table(results)}"
+                f"**Perturbed recordings**, {data}; the probes are those after equal time, fitted on clean clips. In"
+                f" brackets the interval of clean clips, and of the others the change:\n\n{robustness_table(results)}"
             )
         elif part == "ablations":
             seeds = len(next(iter(results["base"].values()))["seeds"])
