@@ -44,7 +44,9 @@ class AudioTextClassificationPipeline(Pipeline):
     Classification needs a trained [`CalmForSequenceClassification`]. With `candidate_texts` any checkpoint of CALM
     scores texts against a clip, without training: the softmax over the scaled cosines of the clip's embedding with
     those of the texts. The scale is the `logit_scale` that [`CalmForPreTraining`] learned; the other classes lack it
-    and take its initial value from the configuration, which leaves the order right and the scores uncalibrated.
+    and take its initial value from the configuration, which leaves the order right and the scores uncalibrated. A
+    [`CalmForPreTraining`] that was trained to read (`transcript_loss_weight`) tells much better apart what was said
+    with `score_by="reading"`, the softmax over its `score_transcripts`.
 
     `pipeline("audio-text-classification", model=...)` loads the class that was saved, so that no head starts anew.
 
@@ -94,6 +96,7 @@ class AudioTextClassificationPipeline(Pipeline):
         top_k: int | str | None = "",
         function_to_apply: str | None = None,
         candidate_texts: list[str] | None = None,
+        score_by: str = "embeddings",
     ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = {}, {}, {}
         if top_k != "":  # None means all
@@ -104,6 +107,8 @@ class AudioTextClassificationPipeline(Pipeline):
             if function_to_apply not in FUNCTIONS:
                 raise ValueError(f"`function_to_apply` must be one of {list(FUNCTIONS)}; it is {function_to_apply!r}.")
             postprocess["function_to_apply"] = function_to_apply
+        if score_by not in ("embeddings", "reading"):
+            raise ValueError(f"`score_by` must be 'embeddings' or 'reading'; it is {score_by!r}.")
         if candidate_texts is not None:
             texts = [] if isinstance(candidate_texts, str) else list(candidate_texts)
             if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -112,6 +117,7 @@ class AudioTextClassificationPipeline(Pipeline):
                 )
             preprocess["audio_alone"] = True
             forward["candidates"] = self.processor(text=texts, return_tensors="pt")
+            forward["score_by"] = score_by
             postprocess["labels"] = texts
         return preprocess, forward, postprocess
 
@@ -126,6 +132,7 @@ class AudioTextClassificationPipeline(Pipeline):
                 audio column yields, may be the value of `audio` or the whole utterance.
             candidate_texts (`list[str]`, *optional*): score these texts against the audio instead of classifying;
                 `text` is not looked at then.
+            score_by (`str`, *optional*, defaults to `"embeddings"`): how candidate texts are scored, or `"reading"`.
             top_k (`int`, *optional*): how many labels or texts to return, best first; None for all. Without it, the
                 best label alone as in text classification, and all texts as in zero-shot classification.
             function_to_apply (`str`, *optional*): `"softmax"`, `"sigmoid"` or `"none"`. By default the first, the
@@ -173,19 +180,33 @@ class AudioTextClassificationPipeline(Pipeline):
         batch["attention_mask"] *= text is not None
         return dict(batch)
 
-    def _forward(self, model_inputs: dict, candidates: Mapping | None = None) -> dict[str, torch.Tensor]:
+    def _forward(
+        self, model_inputs: dict, candidates: Mapping | None = None, score_by: str = "embeddings"
+    ) -> dict[str, torch.Tensor]:
         if candidates is None:
             self._check_classifier()
             return {"logits": self.model(**model_inputs).logits}  # (B, K)
-        base = getattr(self.model, "calm", self.model)
         features = {name: value for name, value in model_inputs.items() if name.startswith("input_features")}
-        audio = base.get_audio_features(**features).pooler_output  # (B, E)
         words = {name: candidates[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        if score_by == "reading":
+            scores = self._reader().score_transcripts(**words, **features)  # (B, C)
+            return {"logits": scores.clamp(min=torch.finfo(scores.dtype).min)}  # a text without room is infinitely far
+        base = getattr(self.model, "calm", self.model)
+        audio = base.get_audio_features(**features).pooler_output  # (B, E)
         texts = base.get_text_features(**words).pooler_output  # (C, E)
         scale = getattr(self.model, "logit_scale", None)
         scale = torch.tensor(self.model.config.logit_scale_init_value) if scale is None else scale
         scale = scale.float().clamp(max=MAX_LOGIT_SCALE).exp().to(audio.device)
         return {"logits": scale * audio.float() @ texts.float().T}  # (B, C); half floats would round them to 0.5
+
+    def _reader(self) -> PreTrainedModel:
+        """The model, if it was trained to read."""
+        if not hasattr(self.model, "score_transcripts"):
+            raise ValueError(
+                f"`{type(self.model).__name__}` cannot read. Load the `CalmForPreTraining` of the pretraining run, or"
+                ' score by "embeddings".'
+            )
+        return self.model
 
     def _check_classifier(self) -> None:
         """Refuse to classify by chance."""

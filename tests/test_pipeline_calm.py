@@ -165,6 +165,25 @@ def test_candidate_texts_are_scored_by_their_cosine(saved, processor, clips, kin
         same(pipe({"audio": clips[0]}, candidate_texts=TEXTS, top_k=1), answers[0][:1])
 
 
+def test_candidate_texts_can_be_read(saved, processor, clips, noise):
+    """Word by word a clip tells texts apart that lie close together as wholes; one without room for any tells none."""
+    model, _ = saved(CalmForPreTraining)
+    model.config.transcript_loss_weight = 1.0
+    pipe = pipeline(TASK, model=model, processor=processor)
+    inputs = processor(audio=clips[0], sampling_rate=16000, return_tensors="pt")
+    words = processor(text=TEXTS, return_tensors="pt")
+    expected = model.score_transcripts(words["input_ids"], attention_mask=words["attention_mask"], **inputs)
+    same(pipe({"audio": clips[0]}, candidate_texts=TEXTS, score_by="reading"), named(expected.softmax(-1)[0], TEXTS))
+    short = pipe({"audio": noise(0.1)}, candidate_texts=["the cat sat", "a dog ran"], score_by="reading")
+    assert [answer["score"] for answer in short] == [0.5, 0.5]
+    model.config.transcript_loss_weight = 0.0
+    with pytest.raises(ValueError, match="not trained to read"):
+        pipe({"audio": clips[0]}, candidate_texts=TEXTS, score_by="reading")
+    pipe = pipeline(TASK, model=saved(CalmModel)[0], processor=processor)
+    with pytest.raises(ValueError, match="`CalmModel` cannot read"):
+        pipe({"audio": clips[0]}, candidate_texts=TEXTS, score_by="reading")
+
+
 def test_half_weights_score_candidates_in_float32(saved, processor, clips):
     """At a scale of 100 bfloat16 has steps of 0.5, in which close texts tie."""
     model, _ = saved(CalmForPreTraining)
@@ -260,7 +279,9 @@ def test_an_utterance_that_cannot_be_used(classifier, utterance, error, message)
         list(classifier(item for item in ({"text": "go"}, utterance)))
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"top_k": "all"}, {"function_to_apply": "tanh"}])
+@pytest.mark.parametrize(
+    "options", [{"top_k": 0}, {"top_k": "all"}, {"function_to_apply": "tanh"}, {"score_by": "ear"}]
+)
 def test_options_that_mean_nothing(classifier, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         classifier({"text": "go"}, **options)
