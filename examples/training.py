@@ -230,6 +230,9 @@ class CalmTrainer(SealingTrainer):
         return grad_norm
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        encoder = self.model.base_model
+        if not any(weight.requires_grad for weight in encoder.parameters()):
+            encoder.eval()  # a head learns on what it will see: dropout alone would widen the deviations
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self.work.see(inputs)

@@ -216,3 +216,14 @@ def test_weights_are_trained_in_float32_however_they_were_stored(arguments, tmp_
         assert {weight.dtype for weight in found.load_model(CalmForSequenceClassification).parameters()} == {
             torch.float32
         }
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_encoder_that_stays_is_run_as_it_will_be_used(make_trainer, frozen):
+    """Trained on states that dropout has shaken, a classifier did not know those of the evaluation."""
+    trainer = make_trainer(CalmForSequenceClassification, max_steps=1, per_device_train_batch_size=4)
+    trainer.model.calm.requires_grad_(not frozen)
+    modes = []
+    trainer.model.calm.register_forward_pre_hook(lambda module, _: modes.append(module.audio_model.training))
+    trainer.train()
+    assert modes == [not frozen] and trainer.model.dropout.training
