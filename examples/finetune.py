@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import Dataset
+from discriminant import fit_classifier
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
 from speech_data import DataArguments, read_split
 from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments
@@ -35,6 +36,13 @@ class FinetuningArguments(ModelArguments):
     freeze_text: bool = field(default=False, metadata={"help": "Keep the language model as it is."})
     linear_probe: bool = field(
         default=False, metadata={"help": "Train the classifier alone; the encoders stay, so begin with `--model`."}
+    )
+    fit_classifier: bool = field(
+        default=False,
+        metadata={
+            "help": "Begin with a classifier in closed form on the encoders as they are, for single labels. With"
+            " `--num_train_epochs 0` it stays."
+        },
     )
     augment: bool = field(default=True, metadata={"help": "Speed, level, noise and SpecAugment."})
 
@@ -150,8 +158,13 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.balance_classes and head["problem_type"] == "single_label_classification":
         counts = np.bincount(train["label"])
         head["class_weights"] = [float(weight) for weight in len(train) / (len(counts) * counts)]
-    if arguments.linear_probe and arguments.model is None:
-        logger.warning("`--linear_probe` without `--model`: the classifier reads a SpecTran that was never trained.")
+    if arguments.fit_classifier and head["problem_type"] != "single_label_classification":
+        raise ValueError(
+            f"`--fit_classifier` tells classes, one an utterance; '{data.label_column}' is a"
+            f" {head['problem_type'].replace('_', ' ')} problem. Leave it out."
+        )
+    if (arguments.linear_probe or arguments.fit_classifier) and arguments.model is None:
+        logger.warning("Without `--model` the classifier is fitted to a SpecTran that was never trained.")
     model = arguments.load_model(CalmForSequenceClassification, regression_loss=arguments.regression_loss, **head)
     freeze(model.calm, arguments)
     if arguments.modalities == "text":
@@ -174,6 +187,10 @@ def main(argv: list[str] | None = None) -> dict:
         compute_metrics=lambda p: flat(scores(model.config, p.predictions, p.label_ids)),
     )
     write_options(training, DEFAULTS, arguments, data)
+    if arguments.fit_classifier and checkpoint is None:
+        # Of audio alone the language model knows nothing that SpecTran does not.
+        first = model.config.hidden_size if arguments.modalities == "audio" else 0
+        fit_classifier(trainer, slice(first, None), arguments.balance_classes)
     trainer.train(resume_from_checkpoint=checkpoint)
     results = {"modalities": arguments.modalities}
     for split, dataset in (("validation", validation), ("test", test)):
