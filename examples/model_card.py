@@ -52,7 +52,8 @@ MEASURES = {
 TOLD_OPTIONS = (
     "stage", "modalities", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "learning_rate", "text_learning_rate", "head_learning_rate", "lr_scheduler_type",
-    "warmup_steps", "weight_decay", "augment", "balance_classes", "freeze_text", "linear_probe", "seed",
+    "warmup_steps", "weight_decay", "augment", "balance_classes", "freeze_text", "linear_probe", "fit_classifier",
+    "seed",
 )  # fmt: skip
 
 
