@@ -455,13 +455,14 @@ class CalmForPreTraining(CalmPreTrainedModel):
         return ids.masked_fill(~mask | torch.isin(ids, special), -1)
 
     def _dictionary(self, batch: dict, gather: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(K,) the wordpieces of all transcripts of a batch, of all ranks with `gather`; (K, E) centred embeddings."""
+        """(K,) the wordpieces of all transcripts of a batch, of all ranks with `gather`; (K, E) their directions."""
         if not self.config.transcript_loss_weight:
             return None
         ids = self._pieces(batch)
         ids = gather_ids(ids) if gather else ids
         ids = ids[ids >= 0].unique()
-        return ids, self.get_input_embeddings()(ids) - self.calm.word_embedding_mean
+        words = self.get_input_embeddings()(ids).detach() - self.calm.word_embedding_mean  # a target
+        return ids, normalize(words.float(), dim=-1)
 
     def _encode(self, batch: dict, dictionary: tuple[torch.Tensor, torch.Tensor] | None, first_row: int = 0) -> dict:
         """Everything that needs no other clip, of a batch or of its rows from `first_row` on.

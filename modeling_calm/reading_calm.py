@@ -31,7 +31,7 @@ class CalmTranscriptReader(nn.Module):
         Args:
             tokens: (B, T, E).
             tokens_mask: (B, T) bool.
-            words: (K, E) centred word embeddings, a target that gets no gradient.
+            words: (K, E) L2-normalised centred word embeddings, a target that gets no gradient.
             places: (B, C) long, what to tell of for each clip: 0 is no wordpiece, 1 + k that of row k of `words`. All,
                 C = 1 + K, by default.
             tile_size: tokens whose cosines with all words are held at once; the rest is recomputed in the backward
@@ -40,16 +40,18 @@ class CalmTranscriptReader(nn.Module):
         Returns:
             (B, T, C) float32, the real tokens of a clip, in order, before the others.
         """
-        keys = torch.cat((self.blank_embedding.unsqueeze(0).to(words.dtype), words.detach()))  # (1 + K, E)
-        keys = normalize(keys.float(), dim=-1)
+        none = normalize(self.blank_embedding.float(), dim=0).unsqueeze(0)  # (1, E)
         first = (~tokens_mask).long().argsort(dim=1, stable=True).unsqueeze(-1)
         directions = normalize(tokens.float().gather(1, first.expand_as(tokens)), dim=-1)
         scale = inverse_temperature(self.logit_scale)
 
+        # What a tile is recomputed of is held until then: the words of the batch, and no copy for each of its chunks.
         def partition(directions: torch.Tensor) -> torch.Tensor:
-            return scaled_cosines(directions, keys, scale).logsumexp(-1)
+            silent = scaled_cosines(directions, none, scale).squeeze(-1)
+            return torch.logaddexp(silent, scaled_cosines(directions, words, scale).logsumexp(-1))
 
         partitions = torch.cat(in_tiles(partition, tile_size, directions.flatten(0, 1))).view(*tokens.shape[:2], 1)
+        keys = torch.cat((none, words))  # (1 + K, E)
         return scaled_cosines(directions, keys if places is None else keys[places], scale) - partitions
 
 
