@@ -51,8 +51,11 @@ class CalmTranscriptReader(nn.Module):
             return torch.logaddexp(silent, scaled_cosines(directions, words, scale).logsumexp(-1))
 
         partitions = torch.cat(in_tiles(partition, tile_size, directions.flatten(0, 1))).view(*tokens.shape[:2], 1)
-        keys = torch.cat((none, words))  # (1 + K, E)
-        return scaled_cosines(directions, keys if places is None else keys[places], scale) - partitions
+        if places is None:
+            return scaled_cosines(directions, torch.cat((none, words)), scale) - partitions
+        spoken = words if len(words) else none.detach()  # nobody says a word
+        spoken = scaled_cosines(directions, spoken[(places - 1).clamp(min=0)], scale)
+        return torch.where(places.unsqueeze(1) > 0, spoken, scaled_cosines(directions, none, scale)) - partitions
 
 
 def places_of(ids: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:
