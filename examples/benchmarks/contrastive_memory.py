@@ -3,7 +3,7 @@
     python examples/benchmarks/contrastive_memory.py
     python examples/benchmarks/contrastive_memory.py --batches 256 4096 --chunk 64 --audio_config base --device cuda
 
-A point is the forward and backward pass of all objectives of stage `fuse` on random clips of one length, in a process
+A point is the forward and backward pass of the objectives of stage `fuse` on random clips of one length, in a process
 of its own. Its figure is the peak above the level just before the step, so that neither inputs nor weights nor
 gradients count; `memory.py` says how it is taken.
 """
@@ -49,6 +49,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, default=128, help="Clips in a chunk.")
     parser.add_argument("--largest_whole", type=int, default=1024, help="No larger batch is tried without chunks.")
     add_geometry(parser, audio_config="small", text_layers=2, text_width=384, seconds=2.0, words=12)
+    help_ = (
+        "Weight of the transcript's term, which holds the words of a batch: here random ones of a whole vocabulary."
+    )
+    parser.add_argument("--transcript", type=float, default=0.0, help=help_)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="JSON file for the figures.")
     parser.add_argument("--point", action="store_true", help=argparse.SUPPRESS)
@@ -63,7 +67,7 @@ def measure(batch: int, chunk: int, argv: list[str]) -> int:
 def peak_of_a_step(options: argparse.Namespace) -> int:
     """Bytes that a step needs at its peak above what it finds."""
     torch.manual_seed(0)
-    weights = objectives(PretrainingArguments(stage="fuse"))
+    weights = objectives(PretrainingArguments(stage="fuse", transcript_loss_weight=options.transcript))
     model = build_model(options, contrastive_chunk_size=options.chunk, **weights).to(options.device).train()
     batches = [draw_batch(options, clips) for clips in (8, options.batches[0])]
     small, batch = ({key: value.to(options.device) for key, value in batch.items()} for batch in batches)
