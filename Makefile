@@ -52,7 +52,8 @@ commands: $(VENV)/.installed  ## Pretrain on DATA/speech_commands and evaluate o
 	$(BIN)/python examples/evaluate.py --models runs/commands --dataset $(DATA)/speech_commands
 
 # The same network without pretraining, which has to learn everything there.
-SCRATCH := --audio_config small --linear_probe false --freeze_text true --learning_rate 1e-3 --head_learning_rate 1e-3
+SCRATCH := --audio_config small --linear_probe false --fit_classifier false --num_train_epochs 20 \
+  --balance_classes false --freeze_text true --learning_rate 1e-3 --head_learning_rate 1e-3
 
 emotion: $(VENV)/.installed  ## Fine-tune runs/commands on DATA/emotion_en, three seeds, beside its baselines
 	for seed in 0 1 2; do \

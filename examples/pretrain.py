@@ -73,7 +73,6 @@ def freeze(model: CalmForPreTraining, arguments: PretrainingArguments) -> None:
     model.calm.text_model.requires_grad_(fused)
     contrasts = (config.audio_text_loss_weight, config.audio_audio_loss_weight, config.masked_acoustic_loss_weight)
     model.logit_scale.requires_grad_(any(contrasts))
-    model.reader.requires_grad_(bool(config.transcript_loss_weight))
     model.lm_head.requires_grad_(bool(config.masked_language_loss_weight))
     model.acoustic_head.requires_grad_(bool(config.masked_acoustic_loss_weight))
     model.calm.audio_model.mask_embedding.requires_grad_(bool(config.masked_acoustic_loss_weight))
