@@ -76,10 +76,10 @@ class CalmProcessor(ProcessorMixin):
             audio: one waveform or a batch, as [`CalmFeatureExtractor`] takes them.
             text (`str` or `list[str]`, *optional*): the transcripts, one a clip.
             kwargs: `sampling_rate` (required with audio), `return_tensors`, `device`, `padding`; settings of one side
-                alone by `audio_kwargs={...}` or `text_kwargs={...}`. Beside text, `truncation`, `max_length` and
-                `pad_to_multiple_of` are the text's, and never cut or pad the audio. Transcripts are padded to the
-                longest, unless the call or the tokenizer says otherwise; a `max_length` that the tokenizer carries
-                counts where `truncation` or `padding="max_length"` asks for it.
+                alone by `audio_kwargs={...}` or `text_kwargs={...}`. Beside text, `truncation`, `max_length`,
+                `pad_to_multiple_of` and `padding="max_length"` are the text's, and never cut or pad the audio.
+                Transcripts are padded to the longest, unless the call or the tokenizer says otherwise; a `max_length`
+                that the tokenizer carries counts where `truncation` or `padding="max_length"` asks for it.
 
         Returns:
             `input_ids`, `attention_mask` (B, L) and what else the tokenizer gives; `input_features` (B, P, D),
@@ -98,8 +98,10 @@ class CalmProcessor(ProcessorMixin):
         if "max_length" not in given and not needs_length:
             text_defaults["max_length"] = None  # handed on without a use for it, the tokenizer's own brings a warning
         if text is not None:
-            text_defaults |= {name: kwargs.pop(name) for name in LENGTHS if name in kwargs}
-            given = {name: value for name, value in given.items() if name not in LENGTHS}
+            lengths = LENGTHS + (("padding",) if kwargs.get("padding") == "max_length" else ())
+            moved = [name for name in lengths if name in kwargs and name not in kwargs.get("text_kwargs", {})]
+            text_defaults |= {name: kwargs.pop(name) for name in moved}
+            given = {name: value for name, value in given.items() if name not in moved}
         audio_defaults = {name: value for name, value in AUDIO_DEFAULTS.items() if name not in given}
         kwargs["text_kwargs"] = text_defaults | kwargs.get("text_kwargs", {})
         kwargs["audio_kwargs"] = audio_defaults | kwargs.get("audio_kwargs", {})

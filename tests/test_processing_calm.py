@@ -152,6 +152,12 @@ def test_lengths_of_text_do_not_cut_the_audio(processor, noise):
     )
     assert both["input_ids"].shape == (1, 4)
     assert both["input_features"].shape == alone["input_features"].shape
+    padded = processor(
+        audio=[noise(2.0)], text=TEXTS[:1], sampling_rate=16000, return_tensors="pt",
+        padding="max_length", max_length=12,
+    )  # fmt: skip
+    assert padded["input_ids"].shape == (1, 12)
+    assert padded["input_features"].shape == alone["input_features"].shape
     cut = processor(
         audio=[noise(2.0)], text=TEXTS[:1], sampling_rate=16000, return_tensors="pt",
         audio_kwargs={"truncation": True, "max_length": 16},
