@@ -34,10 +34,11 @@ from .loss_calm import (
     scaled_cosines,
 )
 from .outputs_calm import CalmAudioModelOutput, CalmForPreTrainingOutput, CalmModelOutput, NearestTokens
-from .reading_calm import CalmTranscriptReader, places_of, transcript_losses, transcript_scores
+from .reading_calm import CalmTranscriptReader, transcript_losses, transcript_scores
 from .spectran_calm import CalmAudioModel, masked_mean
 
 WINDOWS_AT_ONCE = 1024  # four minutes of audio in the usual geometry: what is held of an hour
+WORDS_AT_ONCE = 1024  # of the wordpieces of a large batch: what each acoustic token is compared with at once
 
 
 class CalmModel(CalmPreTrainedModel):
@@ -454,17 +455,20 @@ class CalmForPreTraining(CalmPreTrainedModel):
         special = torch.tensor(self.config.special_token_ids or [-1], device=ids.device)
         return ids.masked_fill(~mask | torch.isin(ids, special), -1)
 
-    def _dictionary(self, batch: dict, gather: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(K,) the wordpieces of all transcripts of a batch, of all ranks with `gather`; (K, E) their directions."""
+    def _vocabulary(self, batch: dict, gather: bool) -> torch.Tensor | None:
+        """(K,) the wordpieces of all transcripts of a batch, of all ranks with `gather`, for the reader."""
         if not self.config.transcript_loss_weight:
             return None
         ids = self._pieces(batch)
         ids = gather_ids(ids) if gather else ids
-        ids = ids[ids >= 0].unique()
-        words = self.get_input_embeddings()(ids).detach() - self.calm.word_embedding_mean  # a target
-        return ids, normalize(words.float(), dim=-1)
+        return ids[ids >= 0].unique()
 
-    def _encode(self, batch: dict, dictionary: tuple[torch.Tensor, torch.Tensor] | None, first_row: int = 0) -> dict:
+    def _directions(self, ids: torch.Tensor) -> torch.Tensor:
+        """(..., E) what acoustic tokens that say the wordpieces (...) are to point to."""
+        words = self.get_input_embeddings()(ids).detach() - self.calm.word_embedding_mean  # a target
+        return normalize(words.float(), dim=-1)
+
+    def _encode(self, batch: dict, word_ids: torch.Tensor | None, first_row: int = 0) -> dict:
         """Everything that needs no other clip, of a batch or of its rows from `first_row` on.
 
         Returns small tensors, so that a chunk can be recomputed; the vectors to compare are L2-normalised.
@@ -481,11 +485,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
             "has_audio": tokens_mask.any(-1),
             "has_text": (self._pieces(batch) >= 0).any(-1),  # special tokens alone have no direction
         }
-        if dictionary is not None and len(tokens) == len(input_ids):
-            word_ids, words = dictionary
+        if word_ids is not None and len(tokens) == len(input_ids):
             pieces = self._pieces(batch)
-            places = places_of(pieces, word_ids)
-            said = self.reader(tokens, tokens_mask, words, places, config.contrastive_chunk_size)
+            # As many tiles on every rank, see `_encode_in_chunks`; ranks that evaluate have vocabularies of their own.
+            tile_size = WORDS_AT_ONCE if config.contrastive_chunk_size and self.training else None
+            said = self.reader(tokens, tokens_mask, word_ids, self._directions, pieces, tile_size)
             losses, fits = transcript_losses(said, tokens_mask.sum(-1), pieces)
             encoded["transcript_total"], encoded["transcript_count"] = losses.sum().view(1), fits.sum().view(1)
         if config.audio_audio_loss_weight and batch.get("pair_indices") is not None:
@@ -517,13 +521,13 @@ class CalmForPreTraining(CalmPreTrainedModel):
     def _encode_in_chunks(self, batch: dict) -> dict:
         """`_encode` over chunks of `contrastive_chunk_size` clips, whose activations are recomputed when needed."""
         size, clips = self.config.contrastive_chunk_size, len(batch["input_ids"])
-        dictionary = self._dictionary(batch, gather=self.training)
+        word_ids = self._vocabulary(batch, gather=self.training)
         if size is None or not self.training:
-            return self._encode(batch, dictionary)
+            return self._encode(batch, word_ids)
         # As many chunks on every rank: sharded layers are gathered by all ranks together or not at all.
         number = largest_over_ranks(-(-clips // size), batch["input_ids"].device)
         if number == 1:
-            return self._encode(batch, dictionary)
+            return self._encode(batch, word_ids)
         if clips < number:
             raise ValueError(
                 f"This rank has {clips} clips, and another {number} chunks of {size}. Give every rank as many clips."
@@ -532,7 +536,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         encoded = []
         for first, end in zip(edges[:-1], edges[1:], strict=True):
             chunk = {key: value[first:end] for key, value in batch.items()}
-            encoded.append(checkpoint(self._encode, chunk, dictionary, first, use_reentrant=False))
+            encoded.append(checkpoint(self._encode, chunk, word_ids, first, use_reentrant=False))
         return {key: torch.cat([chunk[key] for chunk in encoded]) for key in encoded[0]}
 
     @can_return_tuple
@@ -625,10 +629,10 @@ class CalmForPreTraining(CalmPreTrainedModel):
         if not self.config.transcript_loss_weight:
             raise ValueError("This model was not trained to read transcripts: its `transcript_loss_weight` is 0.")
         texts = {"input_ids": input_ids, "attention_mask": attention_mask}
-        word_ids, words = self._dictionary(texts, gather=False)
+        word_ids = self._vocabulary(texts, gather=False)
         audio = self.calm.audio_model(input_features, input_features_mask)
         mask = audio.acoustic_tokens_mask
-        said = self.reader(self.calm.project(audio.last_hidden_state, mask), mask, words)
+        said = self.reader(self.calm.project(audio.last_hidden_state, mask), mask, word_ids, self._directions)
         return transcript_scores(said, mask.sum(-1), self._pieces(texts), word_ids)
 
     def _losses(self, encoded: dict, scale: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 Dimensions: B clips, T acoustic tokens, L lexical tokens, K wordpieces to tell apart, E width of the embeddings.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.functional import ctc_loss, normalize
@@ -22,8 +24,9 @@ class CalmTranscriptReader(nn.Module):
         self,
         tokens: torch.Tensor,
         tokens_mask: torch.Tensor,
-        words: torch.Tensor,
-        places: torch.Tensor | None = None,
+        word_ids: torch.Tensor,
+        directions: Callable[[torch.Tensor], torch.Tensor],
+        ids: torch.Tensor | None = None,
         tile_size: int | None = None,
     ) -> torch.Tensor:
         """Log-softmax over the scaled cosines of acoustic tokens with no wordpiece and with each wordpiece.
@@ -31,31 +34,33 @@ class CalmTranscriptReader(nn.Module):
         Args:
             tokens: (B, T, E).
             tokens_mask: (B, T) bool.
-            words: (K, E) L2-normalised centred word embeddings, a target that gets no gradient.
-            places: (B, C) long, what to tell of for each clip: 0 is no wordpiece, 1 + k that of row k of `words`. All,
-                C = 1 + K, by default.
-            tile_size: tokens whose cosines with all words are held at once; the rest is recomputed in the backward
-                pass.
+            word_ids: (K,) long, the wordpieces told apart.
+            directions: gives (...) wordpieces their (..., E) L2-normalised centred embeddings, targets that get no
+                gradient.
+            ids: (B, L) long, the wordpieces to tell of for each clip, each one of `word_ids`; -1 stands for none. All
+                of them, L = K, by default.
+            tile_size: wordpieces whose directions and cosines are held at once; the rest is computed again in the
+                backward pass.
 
         Returns:
-            (B, T, C) float32, the real tokens of a clip, in order, before the others.
+            (B, T, 1 + L) float32, no wordpiece before the others, and the real tokens of a clip, in order, before the
+            others.
         """
         none = normalize(self.blank_embedding.float(), dim=0).unsqueeze(0)  # (1, E)
         first = (~tokens_mask).long().argsort(dim=1, stable=True).unsqueeze(-1)
-        directions = normalize(tokens.float().gather(1, first.expand_as(tokens)), dim=-1)
+        heard = normalize(tokens.float().gather(1, first.expand_as(tokens)), dim=-1)  # (B, T, E)
         scale = inverse_temperature(self.logit_scale)
+        silent = scaled_cosines(heard, none, scale)  # (B, T, 1)
+        if ids is None:
+            return torch.cat((silent, scaled_cosines(heard, directions(word_ids), scale)), dim=-1).log_softmax(-1)
 
-        # What a tile is recomputed of is held until then: the words of the batch, and no copy for each of its chunks.
-        def partition(directions: torch.Tensor) -> torch.Tensor:
-            silent = scaled_cosines(directions, none, scale).squeeze(-1)
-            return torch.logaddexp(silent, scaled_cosines(directions, words, scale).logsumexp(-1))
+        def partition(word_ids: torch.Tensor) -> torch.Tensor:
+            return scaled_cosines(heard, directions(word_ids), scale).logsumexp(-1, keepdim=True)
 
-        partitions = torch.cat(in_tiles(partition, tile_size, directions.flatten(0, 1))).view(*tokens.shape[:2], 1)
-        if places is None:
-            return scaled_cosines(directions, torch.cat((none, words)), scale) - partitions
-        spoken = words if len(words) else none.detach()  # nobody says a word
-        spoken = scaled_cosines(directions, spoken[(places - 1).clamp(min=0)], scale)
-        return torch.where(places.unsqueeze(1) > 0, spoken, scaled_cosines(directions, none, scale)) - partitions
+        spoken = scaled_cosines(heard, directions(ids.clamp(min=0)), scale)  # (B, T, L)
+        spoken = torch.where(ids.unsqueeze(1) >= 0, spoken, silent)
+        partitions = torch.cat((silent, *in_tiles(partition, tile_size, word_ids)), dim=-1).logsumexp(-1, keepdim=True)
+        return torch.cat((silent, spoken), dim=-1) - partitions
 
 
 def places_of(ids: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:
@@ -79,7 +84,7 @@ def transcript_losses(
 
     Args:
         log_probabilities: (B, T, 1 + L), of no wordpiece and of each one of the clip's own transcript, see
-            [`CalmTranscriptReader`] and [`places_of`].
+            [`CalmTranscriptReader`].
         num_tokens: (B,) long, real ones.
         ids: (B, L) wordpieces of the transcripts; -1 for what is to be left out.
 

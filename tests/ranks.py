@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import modeling_calm.modeling_calm as modeling
 from modeling_calm import CalmConfig, CalmForPreTraining, CalmForSequenceClassification
 from processing import CalmProcessor, DataCollatorForCalmClassification
 
@@ -33,6 +34,7 @@ def _one_rank(rank: int, number: int, folder: str, job: Callable, given: dict) -
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number), OMP_NUM_THREADS="1"
     )
     # A rank that waits for another in vain fails after three minutes, where the library would wait half an hour.
+    modeling.WORDS_AT_ONCE = 4  # of the toys' 25, so that chunks have several tiles
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=number, timeout=timedelta(minutes=3)
     )

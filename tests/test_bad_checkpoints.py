@@ -28,7 +28,7 @@ from modeling_calm import (
     CalmForSequenceClassification,
     CalmModel,
 )
-from modeling_calm.configuration_calm import CONFIG_VERSION
+from modeling_calm.checks_calm import CONFIG_VERSION
 from processing import CalmFeatureExtractor, CalmProcessor
 
 HEAD = ["classifier.weight", "classifier.bias"]

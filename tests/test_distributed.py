@@ -52,6 +52,7 @@ def toy(audio_config_values) -> dict:
     audio = audio_config_values | {"hidden_dropout_prob": 0.0, "num_hidden_layers": 1, "num_context_layers": 1}
     config = {
         "audio_config": audio, "text_config": text, "special_token_ids": [0, 1, 2, 3, 4], "classifier_dropout": 0.0,
+        "transcript_loss_weight": 1.0,
     }  # fmt: skip
     torch.manual_seed(0)
     return {"config": config, "weights": CalmForPreTraining(CalmConfig(**config)).state_dict()}
@@ -114,6 +115,7 @@ def assert_same_steps(one: dict, several: dict) -> None:
         assert several[case][0].item() == pytest.approx(loss.item(), rel=1e-5), case
         assert loss > 0
         assert_same(several[case][1], expected)
+    assert one["align, even"][1]["reader.blank_embedding"].any()  # some transcripts fit into their clips
 
 
 def test_two_ranks_give_the_loss_and_the_gradient_of_one_process(compare_steps):

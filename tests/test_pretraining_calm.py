@@ -200,8 +200,9 @@ def test_the_scale_is_clamped_at_100(config, batch):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_chunks_change_neither_loss_nor_gradient(config, pretraining_batch, size):
+def test_chunks_change_neither_loss_nor_gradient(config, pretraining_batch, monkeypatch, size):
     """Chunks trade time for memory, so that a large batch of negatives fits; nothing else may change."""
+    monkeypatch.setattr("modeling_calm.modeling_calm.WORDS_AT_ONCE", 4)
     config = quiet(config)
     results = []
     for config.contrastive_chunk_size in (None, size):
@@ -219,6 +220,7 @@ def test_chunks_change_neither_loss_nor_gradient(config, pretraining_batch, size
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_recomputed_chunk_is_the_one_that_was_seen(config, pretraining_batch, monkeypatch, autocast):
     """Dropout drawn anew, or another precision, would give the gradient of a network that made no prediction."""
+    monkeypatch.setattr("modeling_calm.modeling_calm.WORDS_AT_ONCE", 4)
     config.contrastive_chunk_size = 2
     results = []
     for recompute in (True, False):
