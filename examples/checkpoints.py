@@ -8,9 +8,13 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
+from torch.distributed import DistError
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
@@ -25,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written; the message names the last whole one."""
+    """Weights that cannot be written; the message names the last whole checkpoint."""
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -83,6 +87,34 @@ def last_whole_checkpoint(run: Path) -> str | None:
     return get_last_checkpoint(run)
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Where a checkpoint, or the model in the run's own folder, is written: torn weights are removed, and told of.
+
+    Raises:
+        CheckpointError: if they cannot be written, as on a full disk; names the last whole checkpoint.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, (torch.OutOfMemoryError, DistError)):  # which are no matter of the disk
+            raise
+        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            run = folder.parent
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            run = folder
+            for file in folder.glob("*.safetensors"):
+                file.unlink()
+        last = get_last_checkpoint(run) if run.is_dir() else None
+        standing = "there is no whole checkpoint" if last is None else f"the last whole checkpoint is '{last}'"
+        room = f" {shutil.disk_usage(run).free / 2**30:.2f} GiB are free there." if run.is_dir() else ""
+        raise CheckpointError(
+            f"'{folder}' could not be written: {error}.{room} The weights that were written of it are removed;"
+            f" {standing}. Make room, and see that the folder may be written; then go on by `--resume`."
+        ) from error
+
+
 class SealingTrainer(Trainer):
     """`Trainer` whose checkpoints are whole before an older one is removed, and hold no pickled objects."""
 
@@ -96,13 +128,11 @@ class SealingTrainer(Trainer):
         checkpoint = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.args.save_total_limit = None
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # every rank writes its random states
-            if self.args.should_save:
-                seal(checkpoint)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            raise CheckpointError(_describe(run, checkpoint, error)) from error
+            with writing(checkpoint):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # every rank writes its random states
+                if self.args.should_save:
+                    seal(checkpoint)
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
@@ -113,13 +143,3 @@ class SealingTrainer(Trainer):
         # The options stand in config.yaml as text; a pickle is an invitation to load one.
         if self.args.should_save:
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-def _describe(run: Path, checkpoint: Path, error: Exception) -> str:
-    last = get_last_checkpoint(run) if run.is_dir() else None
-    standing = "there is no other" if last is None else f"the last whole one is '{last}'"
-    room = f" {shutil.disk_usage(run).free / 2**30:.2f} GiB are free there." if run.is_dir() else ""
-    return (
-        f"The checkpoint '{checkpoint}' could not be written: {error}.{room} What was written of it is removed;"
-        f" {standing}. Make room, and see that the folder may be written; then go on by `--resume`."
-    )

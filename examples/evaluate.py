@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 from datasets import Dataset
 from finetune import encode_labels, fit_labels, flat, scores
 from linear_probe import egemaps_functionals, fit_probe
@@ -45,7 +44,7 @@ class EvaluationArguments:
     models: list[str] = field(default_factory=list, metadata={"help": "Runs or Hub names; seeds of one system."})
     compare_models: list[str] = field(default_factory=list, metadata={"help": "Seeds of the system to compare with."})
     egemaps: bool = field(default=False, metadata={"help": "Add the baseline eGeMAPS + linear SVM."})
-    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    split: str | None = field(default=None, metadata={"help": "Split to evaluate on; by default the test split."})
     modalities: str | None = field(default=None, metadata={"help": "both, audio or text; by default as trained."})
     chunk_length_s: float | None = field(
         default=None, metadata={"help": "Classify longer recordings in chunks of at most this many seconds."}
@@ -141,12 +140,6 @@ def share_of_tokens(words: np.ndarray) -> float:
     return float(np.mean(total[..., 1] / total[..., 0]))
 
 
-def trained_modalities(folder: str) -> str:
-    """The modalities a classifier was trained on, from its run's `config.yaml`."""
-    file = Path(folder) / "config.yaml"
-    return yaml.safe_load(file.read_text()).get("modalities", "both") if file.exists() else "both"
-
-
 def classify_with(
     folders: list[str], arguments: EvaluationArguments, data: DataArguments, label2id: dict[str, int] | None = None
 ) -> tuple:
@@ -167,7 +160,7 @@ def classify_with(
                 f"'{folder}' tells {list(model.config.label2id)}, and the others {list(label2id)}; evaluate together"
                 " what was trained on the same labels."
             )
-        modalities = arguments.modalities or trained_modalities(folder)
+        modalities = arguments.modalities or model.config.modalities
         rate = processor.feature_extractor.sampling_rate
         dataset = read_split(data, arguments.split, rate, text=modalities != "audio", label=True)
         dataset = fit_labels(dataset, model.config.problem_type, label2id, arguments.split)
@@ -244,6 +237,9 @@ def main(argv: list[str] | None = None) -> dict:
     logging.basicConfig(level=logging.INFO)
     if not arguments.models:
         raise ValueError("Name at least one checkpoint with `--models`.")
+    if arguments.output is None and not Path(arguments.models[0]).is_dir():
+        raise ValueError(f"Name a JSON file by `--output`: '{arguments.models[0]}' is no folder to write one into.")
+    arguments.split = arguments.split or data.test_split
     pretrained = checkpoint_kind(arguments.models[0]) == CalmForPreTraining.__name__
     results = (evaluate_alignment if pretrained else evaluate_classifiers)(arguments, data)
     weights = {model: weights_digest(model) for model in arguments.models if Path(model).is_dir()}

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluate import trained_modalities
 from options import parse_arguments, write_json
 from scoring import checkpoint_kind, load_processor
 from torch import nn
@@ -193,15 +192,15 @@ def main(argv: list[str] | None = None) -> dict:
         raise ValueError("Name a checkpoint with `--model`.")
     absent = [name for name in ("onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if absent and "onnx" in arguments.formats:
-        raise ValueError(f'{absent} not installed: `pip install "calm-speech[export]"`, or choose `--formats pt2`.')
+        raise ValueError(f'{absent} not installed: `pip install -e ".[export]"`, or choose `--formats pt2`.')
     kind = checkpoint_kind(arguments.model)
     if kind not in KINDS:
         raise ValueError(f"'{arguments.model}' holds {kind}; {list(KINDS)} can be exported.")
     alone = kind == "CalmAudioModel"  # which has no tokenizer
     load = CalmFeatureExtractor.from_pretrained if alone else load_processor
     processor = load(arguments.model)
-    modalities = "audio" if alone else arguments.modalities or trained_modalities(arguments.model)
     model = KINDS[kind].from_pretrained(arguments.model, dtype=torch.float32).eval()
+    modalities = "audio" if alone else arguments.modalities or model.config.modalities
     graph = Graph(model, modalities, arguments.outputs)
 
     folder = Path(arguments.output_dir)

@@ -20,7 +20,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 except ImportError as error:
-    raise ImportError('The plots need matplotlib: pip install "calm-speech[plot]".') from error
+    raise ImportError('The plots need matplotlib: pip install -e ".[plot]".') from error
 
 # Okabe & Ito's colours, which readers with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"

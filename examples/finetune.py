@@ -165,7 +165,8 @@ def main(argv: list[str] | None = None) -> dict:
         )
     if (arguments.linear_probe or arguments.fit_classifier) and arguments.model is None:
         logger.warning("Without `--model` the classifier is fitted to a SpecTran that was never trained.")
-    model = arguments.load_model(CalmForSequenceClassification, regression_loss=arguments.regression_loss, **head)
+    settings = {"modalities": arguments.modalities, "regression_loss": arguments.regression_loss, **head}
+    model = arguments.load_model(CalmForSequenceClassification, **settings)
     freeze(model.calm, arguments)
     if arguments.modalities == "text":
         train, validation, test = (d.remove_columns("audio").with_format(None) for d in (train, validation, test))
@@ -224,6 +225,7 @@ DEFAULTS = {
     "weight_decay": 0.01, "max_grad_norm": 1.0, "logging_steps": 10, "eval_strategy": "epoch",
     "save_strategy": "epoch", "save_total_limit": 1, "load_best_model_at_end": True,
     "dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_pin_memory": False,
+    "length_column_name": "duration",
 }  # fmt: skip
 
 

@@ -52,6 +52,6 @@ def egemaps_functionals(clips: Iterable[np.ndarray], sampling_rate: int) -> np.n
     try:
         import opensmile
     except ImportError as error:
-        raise ImportError('eGeMAPS needs `pip install "calm-speech[baseline]"`.') from error
+        raise ImportError('eGeMAPS needs `pip install -e ".[baseline]"`.') from error
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     return np.concatenate([smile.process_signal(clip, sampling_rate).to_numpy() for clip in clips])

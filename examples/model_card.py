@@ -55,6 +55,19 @@ TOLD_OPTIONS = (
     "warmup_steps", "weight_decay", "augment", "balance_classes", "freeze_text", "linear_probe", "fit_classifier",
     "seed",
 )  # fmt: skip
+# By the modalities of a classifier, what its card leaves out of the template's examples.
+UNSEEN = {
+    "both": (),
+    "audio": (
+        " and its words, from the voice alone, or from the words alone", ', {"text": "kids are talking by the door"}',
+        ', "text": "kids are talking by the door"', ', text="kids are talking by the door"',
+    ),
+    "text": (
+        " the voice and its words, from the voice alone, or from", " alone", '{"audio": "speech.wav"}, ',
+        '"audio": "speech.wav", ', "import soundfile\n", ", for mono samples at the rate of the model",
+        'waveform, rate = soundfile.read("speech.wav", dtype="float32")\n', "audio=waveform, ", "sampling_rate=rate, ",
+    ),
+}  # fmt: skip
 
 
 @dataclass
@@ -161,7 +174,7 @@ def describe(model: PreTrainedModel, folder: Path, base_model: str | None) -> st
     if is_classifier(model):
         problem = (model.config.problem_type or "single_label_classification").replace("_", " ")
         lines.append(f"- {problem}: {', '.join(model.config.id2label.values())}")
-        lines.append(f"- trained on {MODALITIES[options.get('modalities', 'both')]}")
+        lines.append(f"- trained on {MODALITIES[model.config.modalities]}")
     options = {name: value for name, value in options.items() if name in TOLD_OPTIONS}
     if options:
         lines.append("- options of the training: " + ", ".join(f"`{name}: {v}`" for name, v in options.items()))
@@ -171,6 +184,14 @@ def describe(model: PreTrainedModel, folder: Path, base_model: str | None) -> st
 def is_classifier(model: PreTrainedModel) -> bool:
     """Whether a checkpoint has the head of a classifier."""
     return "SequenceClassification" in type(model).__name__
+
+
+def way_of_use(template: str, modalities: str) -> str:
+    """The template's examples of classification, without the modality that the classifier was not trained on."""
+    (content,) = (match["content"] for match in BLOCK.finditer(template) if match["name"] == "classification")
+    for unseen in UNSEEN[modalities]:
+        content = content.replace(unseen, "")
+    return content
 
 
 def fill(text: str, blocks: dict[str, str | None]) -> str:
@@ -231,7 +252,7 @@ def model_card(
         template.text,
         {
             "checkpoint": describe(model, folder, base_model),
-            "classification": None if is_classifier(model) else "",
+            "classification": way_of_use(template.text, model.config.modalities) if is_classifier(model) else "",
             "embedding": "" if is_classifier(model) else None,
             "data": "\n".join(["| data | licence |", "|---|---|", *rows, "", f"These weights: `{license}`."]),
             "results": "\n\n".join(sections) or "None were given when this checkpoint was published.",

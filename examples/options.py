@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import logging
 import math
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from checkpoints import last_whole_checkpoint, write_atomically
+from accelerate.utils import broadcast_object_list
+from checkpoints import SEAL, last_whole_checkpoint, write_atomically
 from transformers import HfArgumentParser, TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,6 +40,10 @@ class CalmTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.enable_jit_checkpoint:
             raise ValueError("SIGTERM is answered by a checkpoint anyway; leave out `--enable_jit_checkpoint`.")
+        if self.n_gpu > 1:
+            # The library would split each batch over them, and with it the negatives.
+            logger.warning("One of %d GPUs is used; `accelerate launch` starts a process for each.", self.n_gpu)
+            self._n_gpu = 1
         # torch refuses to keep workers where there are none: `--dataloader_num_workers 0` alone shall do.
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
 
@@ -82,12 +90,20 @@ def start_run(training: TrainingArguments) -> str | None:
     """Refuse a folder that holds another run, and find the last whole checkpoint to resume from.
 
     Raises:
-        ValueError: if `output_dir` already holds a run or a model and `--resume` is not given.
+        ValueError: if `output_dir` already holds a run or a model and `--resume` is not given, or is not the folder
+            in which the first rank found the checkpoint.
     """
     folder = Path(training.output_dir)
     if training.resume:
-        with training.main_process_first(desc="checking the checkpoints"):
-            return last_whole_checkpoint(folder) if folder.is_dir() else None
+        found = [last_whole_checkpoint(folder) if training.process_index == 0 and folder.is_dir() else None]
+        if training.world_size > 1:
+            broadcast_object_list(found)
+        if found[0] is not None and not (Path(found[0]) / SEAL).is_file():
+            raise ValueError(
+                f"Rank {training.process_index} does not see '{found[0]}', which the first rank goes on from. Let all"
+                " nodes share `--output_dir`."
+            )
+        return found[0]
     if any(next(folder.glob(trace), None) for trace in ("config.yaml", "config.json", "checkpoint-*")):
         raise ValueError(
             f"'{folder}' already holds a run. Choose another `--output_dir`, go on by `--resume`, or remove it."

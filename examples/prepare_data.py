@@ -15,6 +15,7 @@ import os
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def prepare_split(name: str, arguments: PreparationArguments, data: DataArgument
         raise ValueError(f"All {len(dataset)} rows of split '{name}' are refused, such as these:\n{listing}")
     if folder != ready:
         folder.rename(ready)
-        folder.parent.rmdir()
+        with suppress(OSError):  # another split is being prepared there
+            folder.parent.rmdir()
     hours = sum(report["seconds"] for report in reports) / 3600
     return {"clips": clips, "hours": round(hours, 4), "shards": len(jobs), "refused": refused}
 
@@ -187,10 +189,12 @@ def main(argv: list[str] | None = None) -> dict:
         raise ValueError(
             f"`--splits {unknown[0]}`: there are train, validation and test; `--train_split` names others."
         )
-    report = {"settings": asdict(arguments) | asdict(data), "splits": {}}
+    file = Path(arguments.output_dir) / REPORT
+    earlier = json.loads(file.read_text())["splits"] if file.exists() else {}
+    report = {"settings": asdict(arguments) | asdict(data), "splits": earlier}
     for name in arguments.splits:
         report["splits"][name] = prepare_split(name, arguments, data)
-        write_json(Path(arguments.output_dir) / REPORT, report)
+        write_json(file, report)
     print(f"{'split':<12}{'clips':>10}{'hours':>10}{'shards':>8}{'refused':>9}")
     for name, split in report["splits"].items():
         kinds = Counter(row["kind"] for row in split["refused"])
@@ -200,7 +204,7 @@ def main(argv: list[str] | None = None) -> dict:
     for name, split in report["splits"].items():
         for row in split["refused"][:10]:
             print(f"{name}, row {row['row']}: {row['reason']}")
-    print(f"All refused rows are in {Path(arguments.output_dir) / REPORT}.")
+    print(f"All refused rows are in {file}.")
     return report
 
 

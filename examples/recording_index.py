@@ -132,12 +132,11 @@ def refresh_index(model, processor, folder: Path, file: Path, passage_s: float, 
     settings = {"fingerprint": key, "passage_s": passage_s}
     stored, found = load_index(file) if file.exists() else ({}, None)
     stored = stored if found == settings else {}
-    recordings, problems, changed = {}, [], 0
+    recordings = {name: stored[name] for name in names if name in stored and _is_current(stored[name], folder / name)}
+    problems, changed = [], 0
     try:
         for name in names:
-            status = (folder / name).stat()
-            if name in stored and stored[name].stamp == [status.st_mtime_ns, status.st_size]:
-                recordings[name] = stored[name]
+            if name in recordings:
                 continue
             try:
                 recordings[name] = embed_recording(model, processor, folder / name, passage_s)
@@ -145,6 +144,7 @@ def refresh_index(model, processor, folder: Path, file: Path, passage_s: float, 
             except AudioError as error:
                 problems.append(str(error))
     finally:
+        recordings = {name: recordings[name] for name in names if name in recordings}
         if recordings and (changed or recordings.keys() != stored.keys()):
             save_index(file, recordings, settings)
     logger.info("Recordings indexed in '%s': %d, of which new or changed: %d", file, len(recordings), changed)
@@ -153,6 +153,11 @@ def refresh_index(model, processor, folder: Path, file: Path, passage_s: float, 
     if not recordings:
         raise ValueError(f"None of the {len(names)} recordings in '{folder}' can be read: " + "; ".join(problems))
     return recordings
+
+
+def _is_current(recording: Recording, path: Path) -> bool:
+    status = path.stat()
+    return recording.stamp == [status.st_mtime_ns, status.st_size]
 
 
 def _is_recording(path: Path) -> bool:

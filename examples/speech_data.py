@@ -30,9 +30,10 @@ def check_columns(dataset: Dataset, columns: list[tuple[str, str]]) -> None:
     """
     for option, column in columns:
         if column not in dataset.column_names:
+            other = "; `finetune.py --modalities audio` needs no transcripts" if option == "text_column" else ""
             raise ValueError(
                 f"The data set has no column '{column}'; it has {dataset.column_names}. Name the right one with"
-                f" `--{option}`."
+                f" `--{option}`{other}."
             )
 
 

@@ -54,7 +54,7 @@ class SpeechSynthesizer:
             import espeakng_loader
         except ImportError as error:
             raise ImportError(
-                'Synthetic speech needs the wheel `espeakng-loader`: pip install "calm-speech[demo]".'
+                'Synthetic speech needs the wheel `espeakng-loader`: pip install -e ".[demo]".'
             ) from error
         self.sampling_rate = sampling_rate
         self._data_path = Path(espeakng_loader.get_data_path())

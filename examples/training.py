@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from checkpoints import SealingTrainer
+from checkpoints import SealingTrainer, writing
 from demo_corpus import demo_language_model
 from fsdp import shard_layers
 from guards import SkipNonFinite, StopOnSigterm, WarnOfCollapse, isolate_workers
@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, EarlyStoppingCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from modeling_calm import CalmAudioConfig
+from modeling_calm.loading_calm import shown
 from processing import CalmFeatureExtractor, CalmProcessor, SeededCollator, SpecAugment, WaveformAugmentation
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -68,11 +69,19 @@ class ModelArguments:
         """A model of the class `kind`, from a CALM checkpoint or new around a language model.
 
         In float32 however it was stored: small steps are lost on half weights. `--bf16` computes in half precision.
+
+        Raises:
+            ValueError: if weights below the head do not fit the checkpoint's configuration.
         """
         settings.setdefault("dtype", torch.float32)
         if self.model is not None:
+            options = {"ignore_mismatched_sizes": True, "output_loading_info": True, **settings}
+            model, report = kind.from_pretrained(self.model, **options)
             # A classifier of other classes may be gone on with: its head alone does not fit, and starts anew.
-            return kind.from_pretrained(self.model, ignore_mismatched_sizes=True, **settings)
+            misfits = [key for key, *_ in report["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+            if misfits:
+                raise ValueError(f"The weights of '{self.model}' do not fit its config.json: {shown(misfits)}.")
+            return model
         return kind.from_text_pretrained(self.language_model(), audio_config=self.spectran(), **settings)
 
 
@@ -203,15 +212,20 @@ class CalmTrainer(SealingTrainer):
             return super().evaluation_loop(*args, **kwargs)
 
     def finish(self, results: dict) -> None:
-        """Leave a complete run folder: checkpoint, processor, state, `results.json`, and plots with matplotlib."""
-        self.save_model()
-        self.save_state()
+        """Leave a complete run folder: checkpoint, processor, state, `results.json`, and plots with matplotlib.
+
+        Raises:
+            CheckpointError: if it cannot be written, as on a full disk.
+        """
+        with writing(Path(self.args.output_dir)):
+            self.save_model()
+            self.save_state()
         if not self.args.should_save:
             return
         results = {"weights": weights_digest(self.args.output_dir), **results}
         write_json(Path(self.args.output_dir) / "results.json", results)
         if importlib.util.find_spec("matplotlib") is None:
-            logger.info('No plots: they need `pip install "calm-speech[plot]"`.')
+            logger.info('No plots: they need `pip install -e ".[plot]"`.')
             return
         from plot_run import plot_run  # asks for matplotlib at once
 

@@ -121,11 +121,13 @@ def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transcripts", nargs="+", required=True, help="Data sets whose training split is read.")
     parser.add_argument("--output", default="runs/words", help="Folder to make.")
+    parser.add_argument("--text_model", default="demo", help="The language model whose words are spoken.")
     parser.add_argument("--num_clips", type=int, default=9000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_proc", type=int, default=2, help="Processes.")
     options = parser.parse_args(argv)
-    words = whole_words(AutoTokenizer.from_pretrained(demo_language_model()))
+    name = demo_language_model() if options.text_model == "demo" else options.text_model
+    words = whole_words(AutoTokenizer.from_pretrained(name))
     return build_word_corpus(
         options.output, read_transcripts(options.transcripts), words, options.num_clips, options.seed, options.num_proc
     )

@@ -172,6 +172,9 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
             Ids that the text target leaves out ([CLS], [SEP], ...). `from_text_pretrained` fills it.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
             Dropout before the classifier.
+        modalities (`str`, *optional*, defaults to `"both"`):
+            What a classifier was trained on, `"audio"` or `"text"` where it was one alone. The pipeline leaves out the
+            other.
         class_weights (`list[float]`, *optional*):
             Weight of each class in the single-label and multi-label losses, for unbalanced labels.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
@@ -216,6 +219,7 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
     contrastive_chunk_size: int | None = None
     special_token_ids: list[int] | None = None
     classifier_dropout: float | int = 0.1
+    modalities: Literal["both", "audio", "text"] = "both"
     class_weights: list[float | int] | None = None
     regression_loss: Literal["mse", "ccc"] = "mse"
     tie_word_embeddings: bool = True

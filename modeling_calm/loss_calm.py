@@ -96,15 +96,21 @@ def scaled_cosines(queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tenso
         return scale.float() * queries.float() @ keys.float().mT
 
 
-def in_tiles(function: Callable[..., torch.Tensor], tile_size: int | None, *rows: torch.Tensor) -> list[torch.Tensor]:
+def in_tiles(
+    function: Callable[..., torch.Tensor],
+    tile_size: int | None,
+    rows: tuple[torch.Tensor, ...],
+    shared: tuple[torch.Tensor, ...],
+) -> list[torch.Tensor]:
     """What a function gives for `tile_size` rows at a time, computed again in the backward pass; all at once for None.
 
-    The function draws no random numbers.
+    The function draws no random numbers. Every tile is called with what is `shared`: tensors that the function merely
+    enclosed would stay in memory even inside of a larger part that is recomputed itself.
     """
     if tile_size is None or len(rows[0]) <= tile_size:
-        return [function(*rows)]
+        return [function(*rows, *shared)]
     tiles = zip(*(each.split(tile_size) for each in rows), strict=True)
-    return [checkpoint(function, *tile, use_reentrant=False, preserve_rng_state=False) for tile in tiles]
+    return [checkpoint(function, *tile, *shared, use_reentrant=False, preserve_rng_state=False) for tile in tiles]
 
 
 def contrast(
@@ -133,12 +139,18 @@ def contrast(
         Scalar sum; divide by the number of queries.
     """
 
-    def tile(queries: torch.Tensor, query_groups: torch.Tensor) -> torch.Tensor:
+    def tile(
+        queries: torch.Tensor,
+        query_groups: torch.Tensor,
+        keys: torch.Tensor,
+        key_groups: torch.Tensor,
+        scale: torch.Tensor,
+    ) -> torch.Tensor:
         log_probabilities = scaled_cosines(queries, keys, scale).log_softmax(-1)  # (n, K)
         positives = query_groups[:, None] == key_groups
         return -((log_probabilities * positives).sum(-1) / positives.sum(-1)).sum()
 
-    return torch.stack(in_tiles(tile, tile_size, queries, query_groups)).sum()
+    return torch.stack(in_tiles(tile, tile_size, (queries, query_groups), (keys, key_groups, scale))).sum()
 
 
 def audio_text_loss(

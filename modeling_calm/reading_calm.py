@@ -54,13 +54,13 @@ class CalmTranscriptReader(nn.Module):
         if ids is None:
             return torch.cat((silent, scaled_cosines(heard, directions(word_ids), scale)), dim=-1).log_softmax(-1)
 
-        def partition(word_ids: torch.Tensor) -> torch.Tensor:
+        def partition(word_ids: torch.Tensor, heard: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
             return scaled_cosines(heard, directions(word_ids), scale).logsumexp(-1, keepdim=True)
 
         spoken = scaled_cosines(heard, directions(ids.clamp(min=0)), scale)  # (B, T, L)
         spoken = torch.where(ids.unsqueeze(1) >= 0, spoken, silent)
-        partitions = torch.cat((silent, *in_tiles(partition, tile_size, word_ids)), dim=-1).logsumexp(-1, keepdim=True)
-        return torch.cat((silent, spoken), dim=-1) - partitions
+        partitions = torch.cat((silent, *in_tiles(partition, tile_size, (word_ids,), (heard, scale))), dim=-1)
+        return torch.cat((silent, spoken), dim=-1) - partitions.logsumexp(-1, keepdim=True)
 
 
 def places_of(ids: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:

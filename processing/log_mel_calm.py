@@ -51,7 +51,7 @@ def mel_filters(
     for start in range(0, num_mel_bins, BAND):
         bins = slice(start, start + BAND)
         used = filters[:, bins].any(axis=1).nonzero()[0]
-        rows = slice(used.min(initial=0), used.max(initial=0) + 1)
+        rows = slice(used[0], used[-1] + 1) if used.size else slice(0)
         bands.append((rows, bins, torch.from_numpy(filters[rows, bins]).to(device, torch.float32)))
     return bands
 

@@ -41,12 +41,13 @@ class NumberedItems(Dataset):
 class AudioTextClassificationPipeline(Pipeline):
     """Labels of an utterance from its sound, its words or both, or the candidate texts that its sound is nearest to.
 
-    Classification needs a trained [`CalmForSequenceClassification`]. With `candidate_texts` any checkpoint of CALM
-    scores texts against a clip, without training: the softmax over the scaled cosines of the clip's embedding with
-    those of the texts. The scale is the `logit_scale` that [`CalmForPreTraining`] learned; the other classes lack it
-    and take its initial value from the configuration, which leaves the order right and the scores uncalibrated. A
-    [`CalmForPreTraining`] that was trained to read (`transcript_loss_weight`) tells much better apart what was said
-    with `score_by="reading"`, the softmax over its `score_transcripts`.
+    Classification needs a trained [`CalmForSequenceClassification`]; what it was not trained on (`config.modalities`)
+    is left out. With `candidate_texts` any checkpoint of CALM scores texts against a clip, without training: the
+    softmax over the scaled cosines of the clip's embedding with those of the texts. The scale is the `logit_scale`
+    that [`CalmForPreTraining`] learned; the other classes lack it and take its initial value from the configuration,
+    which leaves the order right and the scores uncalibrated. A [`CalmForPreTraining`] that was trained to read
+    (`transcript_loss_weight`) tells much better apart what was said with `score_by="reading"`, the softmax over its
+    `score_transcripts`.
 
     `pipeline("audio-text-classification", model=...)` loads the class that was saved, so that no head starts anew.
 
@@ -96,7 +97,7 @@ class AudioTextClassificationPipeline(Pipeline):
         top_k: int | str | None = "",
         function_to_apply: str | None = None,
         candidate_texts: list[str] | None = None,
-        score_by: str = "embeddings",
+        score_by: str | None = None,
     ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = {}, {}, {}
         if top_k != "":  # None means all
@@ -107,8 +108,10 @@ class AudioTextClassificationPipeline(Pipeline):
             if function_to_apply not in FUNCTIONS:
                 raise ValueError(f"`function_to_apply` must be one of {list(FUNCTIONS)}; it is {function_to_apply!r}.")
             postprocess["function_to_apply"] = function_to_apply
-        if score_by not in ("embeddings", "reading"):
-            raise ValueError(f"`score_by` must be 'embeddings' or 'reading'; it is {score_by!r}.")
+        if score_by is not None:
+            if score_by not in ("embeddings", "reading"):
+                raise ValueError(f"`score_by` must be 'embeddings' or 'reading'; it is {score_by!r}.")
+            forward["score_by"] = score_by
         if candidate_texts is not None:
             texts = [] if isinstance(candidate_texts, str) else list(candidate_texts)
             if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -117,7 +120,6 @@ class AudioTextClassificationPipeline(Pipeline):
                 )
             preprocess["audio_alone"] = True
             forward["candidates"] = self.processor(text=texts, return_tensors="pt")
-            forward["score_by"] = score_by
             postprocess["labels"] = texts
         return preprocess, forward, postprocess
 
@@ -168,8 +170,12 @@ class AudioTextClassificationPipeline(Pipeline):
         rate = self.processor.feature_extractor.sampling_rate
         try:
             audio, text = _read(utterance, rate)
-            if audio is None and audio_alone:
+            if audio_alone and audio is None:
                 raise ValueError('`candidate_texts` are scored against audio: give {"audio": "speech.wav"}.')
+            seen = "both" if audio_alone else self.model.config.modalities
+            audio, text = None if seen == "text" else audio, None if seen == "audio" else text
+            if audio is None and text is None:
+                raise ValueError(f"This classifier was trained on {seen} alone; the utterance has none.")
             clip = np.zeros(1, np.float32) if audio is None else audio
             batch = self.processor(audio=[clip], text=[text or ""], sampling_rate=rate, return_tensors="pt")
         except (TypeError, ValueError) as error:

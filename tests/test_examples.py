@@ -101,6 +101,7 @@ def test_finetuning_and_evaluation(aligned, corpus, folder, problem, modalities)
     for name, value in finetune.flat(results["test"]).items():
         assert evaluated[name] == pytest.approx(value, abs=1e-4), name
     names = AutoModelForSequenceClassification.from_pretrained(output).config.id2label
+    assert AutoModelForSequenceClassification.from_pretrained(output).config.modalities == modalities
     assert list(names.values()) == (["calm", "noisy"] if problem == "classes" else LABELS[problem].split(","))
 
 

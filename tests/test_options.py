@@ -11,6 +11,7 @@ from evaluate import EvaluationArguments
 from options import CalmTrainingArguments, parse_arguments, start_run, write_json, write_options
 from pretrain import DEFAULTS, PretrainingArguments
 from speech_data import DataArguments
+from transformers import TrainingArguments
 
 KINDS = (PretrainingArguments, DataArguments, CalmTrainingArguments)
 
@@ -126,6 +127,29 @@ def test_resuming_takes_the_last_whole_checkpoint(tmp_path):
         (tmp_path / name / "trainer_state.json").write_text("{}")
         seal(tmp_path / name)
     assert start_run(parse("--resume", folder=str(tmp_path))[2]) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_checkpoint_that_a_node_does_not_see_is_refused(tmp_path, monkeypatch):
+    """Beginning anew beside a rank that goes on, it would average the weights of two runs."""
+    training = parse("--resume", folder=str(tmp_path))[2]
+    monkeypatch.setattr(type(training), "process_index", 1)
+    monkeypatch.setattr(type(training), "world_size", 2)
+    found = [str(tmp_path / "checkpoint-3")]
+    monkeypatch.setattr("options.broadcast_object_list", lambda objects: objects.__setitem__(slice(None), found))
+    with pytest.raises(ValueError, match="Rank 1 does not see '.*checkpoint-3'.*all nodes share `--output_dir`"):
+        start_run(training)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    seal(tmp_path / "checkpoint-3")
+    assert start_run(training) == found[0]
+
+
+def test_of_several_gpus_one_process_uses_one(monkeypatch, caplog):
+    """Split over them by the library, a batch would lose its negatives."""
+    found = TrainingArguments.__post_init__
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: (found(self), setattr(self, "_n_gpu", 4)))
+    assert parse()[2].n_gpu == 1
+    assert "One of 4 GPUs is used" in caplog.text
 
 
 def test_no_workers_need_no_other_option():

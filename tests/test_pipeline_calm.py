@@ -174,6 +174,8 @@ def test_candidate_texts_can_be_read(saved, processor, clips, noise):
     words = processor(text=TEXTS, return_tensors="pt")
     expected = model.score_transcripts(words["input_ids"], attention_mask=words["attention_mask"], **inputs)
     same(pipe({"audio": clips[0]}, candidate_texts=TEXTS, score_by="reading"), named(expected.softmax(-1)[0], TEXTS))
+    reader = pipeline(TASK, model=model, processor=processor, score_by="reading")  # a default for every call
+    same(reader({"audio": clips[0]}, candidate_texts=TEXTS), named(expected.softmax(-1)[0], TEXTS))
     short = pipe({"audio": noise(0.1)}, candidate_texts=["the cat sat", "a dog ran"], score_by="reading")
     assert [answer["score"] for answer in short] == [0.5, 0.5]
     model.config.transcript_loss_weight = 0.0
@@ -182,6 +184,20 @@ def test_candidate_texts_can_be_read(saved, processor, clips, noise):
     pipe = pipeline(TASK, model=saved(CalmModel)[0], processor=processor)
     with pytest.raises(ValueError, match="`CalmModel` cannot read"):
         pipe({"audio": clips[0]}, candidate_texts=TEXTS, score_by="reading")
+
+
+@pytest.mark.parametrize(("seen", "other"), [("audio", "text"), ("text", "audio")])
+def test_a_classifier_of_one_modality_leaves_the_other_out(saved, processor, clips, seen, other):
+    """Words that it never saw would move its labels, and words alone would all get one and the same."""
+    model, _ = saved()
+    utterance = {"audio": clips[0], "text": TEXTS[0]}
+    alone = pipeline(TASK, model=model, processor=processor)({seen: utterance[seen]})
+    model.config.modalities = seen
+    pipe = pipeline(TASK, model=model, processor=processor)
+    same([pipe(utterance)], [alone])
+    with pytest.raises(ValueError, match=f"Item 1: This classifier was trained on {seen} alone"):
+        pipe([utterance, {other: utterance[other]}])
+    assert len(pipe({"audio": clips[0]}, candidate_texts=TEXTS)) == len(TEXTS)
 
 
 def test_half_weights_score_candidates_in_float32(saved, processor, clips):

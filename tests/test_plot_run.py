@@ -10,8 +10,8 @@ import yaml
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 
-pytest.importorskip("matplotlib", reason='the plots need matplotlib: pip install "calm-speech[plot]"')
-pytest.importorskip("datasets", reason='the examples need datasets: pip install "calm-speech[train]"')
+pytest.importorskip("matplotlib", reason='the plots need matplotlib: pip install -e ".[plot]"')
+pytest.importorskip("datasets", reason='the examples need datasets: pip install -e ".[train]"')
 
 import datasets  # noqa: E402
 import figures  # noqa: E402

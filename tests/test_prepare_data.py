@@ -202,6 +202,16 @@ def test_tars_become_shards(tmp_path):
     assert list(read(tmp_path / "shards", label=False, audio_column="flac", text_column="txt")["text"]) == list(TEXTS)
 
 
+def test_splits_may_be_prepared_one_by_one(tmp_path):
+    """Each adds to the report of the others, also where one of them is not finished."""
+    corpus = write_corpus(tmp_path / "corpus", splits=("train", "validation"))
+    for name in ("validation", "train"):
+        (tmp_path / "shards" / ".partial" / "unfinished").mkdir(parents=True, exist_ok=True)
+        report = prepare(corpus, tmp_path / "shards", "--splits", name)
+    assert set(report["splits"]) == {"train", "validation"}
+    assert load_json(tmp_path / "shards" / "preparation.json") == report
+
+
 def test_what_cannot_be_prepared_is_told(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", splits=("train",))
     with pytest.raises(ValueError, match="no split 'validation'.*--train_split"):

@@ -1,5 +1,6 @@
 """What publish.py writes, and what it refuses, before any network: `test_hub.py` pushes and pulls."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from example_helpers import load_json, run
 from huggingface_hub import ModelCard
-from model_card import TEMPLATE, fill
+from model_card import TEMPLATE, fill, way_of_use
 from options import weights_digest
 
 from modeling_calm import CalmAudioModel, CalmForPreTraining, CalmForSequenceClassification
@@ -41,6 +42,19 @@ def evaluated(folder, corpus, aligned, fitted) -> Path:
     report = str(output / "evaluation.json")
     evaluate.main(["--models", fitted, str(output), "--egemaps", "--dataset", corpus, "--output", report])
     return output
+
+
+@pytest.mark.parametrize("modalities", ["both", "audio", "text"])
+def test_the_examples_of_a_card_give_what_the_classifier_was_trained_on(modalities):
+    """The first thing that is copied from a card may not be refused."""
+    text = way_of_use(TEMPLATE.read_text(encoding="utf-8"), modalities)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "card", "exec")
+        assert ("speech.wav" in block) is (modalities != "text")
+        assert ("kids are talking" in block) is (modalities != "audio")
+    assert ("alone" in text) is (modalities == "both")
 
 
 def test_the_card_of_a_classifier_tells_its_own_figures(evaluated, tmp_path):

@@ -84,7 +84,7 @@ def test_the_example_of_the_readme(saved, noise, tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     soundfile.write("speech.wav", noise(1.0), 16000)
-    named = {CalmForSequenceClassification: "runs/emotion/calm-0", CalmForPreTraining: "runs/commands"}
+    named = {CalmForSequenceClassification: "runs/demo/both", CalmForPreTraining: "runs/demo/pretrain"}
     for kind, folder in named.items():
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         Path(saved(kind)[1]).rename(folder)

@@ -3,6 +3,7 @@
 "Equal" is bit for bit, in float32 on the CPU.
 """
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import pytest
 import torch
 import transformers
 from accelerate import PartialState
-from checkpoints import last_whole_checkpoint
+from checkpoints import CheckpointError, last_whole_checkpoint
 from example_helpers import load_json, run, save_language_model, save_spectran
 from process_helpers import forked, forked_ranks
 from transformers import TrainerCallback
@@ -288,6 +289,19 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(options, tmp_p
         assert words in error
     assert not (tmp_path / "run" / "checkpoint-6").exists()
     assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-3")
+
+
+def test_a_full_disk_at_the_end_leaves_no_torn_weights_in_the_run(tmp_path):
+    """Beside a config.json they would be taken for the result."""
+    write_checkpoints(tmp_path, 3)
+    told = "No space left.*last whole checkpoint is '.*checkpoint-3'"
+    with pytest.raises(CheckpointError, match=told), checkpoints.writing(tmp_path):
+        (tmp_path / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not (tmp_path / "model.safetensors").exists()
+    with pytest.raises(torch.OutOfMemoryError), checkpoints.writing(tmp_path / "checkpoint-3"):
+        raise torch.OutOfMemoryError("of the device")
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
 
 
 RECIPES = {

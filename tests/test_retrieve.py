@@ -162,6 +162,18 @@ def test_an_interrupted_run_keeps_what_it_indexed(find, embedded, monkeypatch):
     assert embedded == ["high.wav"]
 
 
+def test_an_interrupted_refresh_keeps_the_index(find, recordings, embedded, monkeypatch):
+    """The hours that went into the other files must not be lost with the first that is read again."""
+    find("--query", "cat")
+    os.utime(recordings / "low.wav", (0, 0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recording_index, "embed_recording", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        find("--query", "cat")
+    embedded.clear()
+    assert len(find("--query", "cat")) == 3
+    assert embedded == ["low.wav"]
+
+
 def test_unreadable_files_are_reported_together_and_skipped(find, recordings, caplog):
     """One damaged file must not cost the index of all others."""
     for name in ("a.wav", "z.flac"):

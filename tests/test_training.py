@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 
 import pretrain
 import pytest
@@ -37,6 +38,18 @@ class Recorder(TrainerCallback):
 @pytest.fixture
 def arguments(new_model) -> ModelArguments:
     return ModelArguments(text_model=new_model[1], audio_config=new_model[3])
+
+
+def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path, config, processor):
+    """The head alone may start anew: an encoder of random numbers would be trained without a word."""
+    folder = tmp_path / "run"
+    CalmForPreTraining(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    settings = load_json(folder / "config.json")
+    settings["audio_config"]["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="do not fit its config.json: calm.audio_model"):
+        ModelArguments(model=str(folder)).load_model(CalmForSequenceClassification)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from example_helpers import read
 
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
-pytest.importorskip("espeakng_loader", reason='needs `pip install "calm-speech[demo]"`')
+pytest.importorskip("espeakng_loader", reason='needs `pip install -e ".[demo]"`')
 import word_corpus  # noqa: E402
 
 TRANSCRIPTS = ["turn the lights off", "good morning to you all"]

@@ -3,9 +3,9 @@
     python examples/benchmarks/contrastive_memory.py
     python examples/benchmarks/contrastive_memory.py --batches 256 4096 --chunk 64 --audio_config base --device cuda
 
-A point is the forward and backward pass of the objectives of stage `fuse` on random clips of one length, in a process
-of its own. Its figure is the peak above the level just before the step, so that neither inputs nor weights nor
-gradients count; `memory.py` says how it is taken.
+A point is the forward and backward pass of the objectives of stage `fuse` on random clips of one length, whose words
+are drawn from a whole vocabulary, in a process of its own. Its figure is the peak above the level just before the
+step, so that neither inputs nor weights nor gradients count; `memory.py` says how it is taken.
 """
 
 import argparse
@@ -49,10 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, default=128, help="Clips in a chunk.")
     parser.add_argument("--largest_whole", type=int, default=1024, help="No larger batch is tried without chunks.")
     add_geometry(parser, audio_config="small", text_layers=2, text_width=384, seconds=2.0, words=12)
-    help_ = (
-        "Weight of the transcript's term, which holds the words of a batch: here random ones of a whole vocabulary."
-    )
-    parser.add_argument("--transcript", type=float, default=0.0, help=help_)
+    parser.add_argument("--transcript", type=float, default=1.0, help="Weight of the transcript's term.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="JSON file for the figures.")
     parser.add_argument("--point", action="store_true", help=argparse.SUPPRESS)

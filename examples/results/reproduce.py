@@ -6,7 +6,8 @@ A recipe (`examples/configs/results_*.yaml`) holds the options of every script. 
 are many trainings as several processes side by side. Each leaves its output, its log and a note in the folder of
 results, `notes/STEP-NUMBER.json`: what was asked for, and the seconds it took once it is done. What is done is not run
 again, so that an interrupted command is repeated as it stands; under other options it is refused. Choices are made on
-validation splits; test splits are read by the measurements at the end.
+validation splits. Test splits are read by the measurements at the end, and by `finetune.py`, which scores its last
+weights on them and leaves the figures unused here.
 """
 
 import argparse

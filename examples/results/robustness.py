@@ -22,14 +22,13 @@ import numpy as np
 from frozen import SAMPLING_RATE, egemaps, fit_system, from_checkpoint, group, read_clips
 from perturbations import PERTURBATIONS
 
-from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
+from modeling_calm import CalmConfig, CalmForPreTraining, CalmForSequenceClassification
 from processing import CalmProcessor
 from processing.bootstrap import bootstrap_interval, paired_bootstrap
 from processing.metrics import unweighted_average_recall
 from processing.retrieval import audio_text_ranks
 
 sys.path.append(str(Path(__file__).parents[1]))
-from evaluate import trained_modalities  # noqa: E402
 from finetune import encode_labels  # noqa: E402
 from options import parse_arguments, weights_digest, write_json  # noqa: E402
 from scoring import classify, embed, load_checkpoint  # noqa: E402
@@ -96,12 +95,12 @@ def classifiers(folders: Sequence[str], classes: list[str], batch_size: int) -> 
     for folder, (model, _) in zip(folders, opened, strict=True):
         if model.config.label2id != {name: i for i, name in enumerate(classes)}:
             raise ValueError(f"'{folder}' tells {list(model.config.label2id)}, and the data set holds {classes}.")
-    modalities = [trained_modalities(folder) for folder in folders]
     return lambda rows: np.stack(
         [
-            classify(*one, rows, batch_size, seen).argmax(-1) for one, seen in zip(opened, modalities, strict=True)
+            classify(model, processor, rows, batch_size, model.config.modalities).argmax(-1)
+            for model, processor in opened
         ]
-    )  # fmt: skip
+    )
 
 
 def emotion_systems(arguments: RobustnessArguments, data: DataArguments) -> tuple[dict[str, System], dict[str, int]]:
@@ -180,7 +179,7 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.models or arguments.compare_models or arguments.probes:
         systems, label2id = emotion_systems(arguments, data)
         folders = [*arguments.models, *arguments.compare_models]
-        text = any(trained_modalities(folder) != "audio" for folder in folders)
+        text = any(CalmConfig.from_pretrained(folder).modalities != "audio" for folder in folders)
         test = read_split(data, data.test_split, SAMPLING_RATE, text=text, label=True)
         test = encode_labels(test, label2id, data.test_split)
         results["unweighted_average_recall"] = measure(
