@@ -45,22 +45,19 @@ results: $(VENV)/.installed  ## Everything behind the tables, from DATA: two hou
 ablations: $(VENV)/.installed  ## What each ingredient of pretraining is worth, on validation splits
 	$(BIN)/python examples/results/ablations.py --dataset $(DATA)/speech_commands --emotion_dataset $(DATA)/emotion_en \
 	  --output_dir runs/ablations --output runs/results/ablations.json
+	$(BIN)/python examples/results/write_report.py --results runs/results
 
 commands: $(VENV)/.installed  ## Pretrain on DATA/speech_commands and evaluate on its test split
 	$(BIN)/accelerate launch examples/pretrain.py --config examples/configs/pretrain_commands.yaml \
 	  --dataset $(DATA)/speech_commands --output_dir runs/commands
 	$(BIN)/python examples/evaluate.py --models runs/commands --dataset $(DATA)/speech_commands
 
-# The same network without pretraining, which has to learn everything there.
-SCRATCH := --audio_config small --linear_probe false --fit_classifier false --num_train_epochs 20 \
-  --balance_classes false --freeze_text true --learning_rate 1e-3 --head_learning_rate 1e-3
-
 emotion: $(VENV)/.installed  ## Fine-tune runs/commands on DATA/emotion_en, three seeds, beside its baselines
 	for seed in 0 1 2; do \
 	  $(BIN)/python examples/finetune.py --config examples/configs/finetune_emotion.yaml --seed $$seed \
 	    --dataset $(DATA)/emotion_en --model runs/commands --output_dir runs/emotion/calm-$$seed && \
-	  $(BIN)/python examples/finetune.py --config examples/configs/finetune_emotion.yaml --seed $$seed \
-	    --dataset $(DATA)/emotion_en $(SCRATCH) --output_dir runs/emotion/scratch-$$seed || exit 1; \
+	  $(BIN)/python examples/finetune.py --config examples/configs/scratch_emotion.yaml --seed $$seed \
+	    --dataset $(DATA)/emotion_en --output_dir runs/emotion/scratch-$$seed || exit 1; \
 	done
 	$(BIN)/python examples/evaluate.py --dataset $(DATA)/emotion_en --egemaps --output runs/emotion/evaluation.json \
 	  --models runs/emotion/calm-0 runs/emotion/calm-1 runs/emotion/calm-2 \

@@ -38,9 +38,9 @@ def test_a_multiple_is_that_of_the_baseline_measured_beside_it():
     """1.5 times 0.4 is 0.6; 1.25 times 0.5 is 0.625."""
     system = uar(0.61) | {"egemaps_svm": uar(0.4, 0.1), "compared": uar(0.5, 0.05)}
     rows = judged({("emotion", "emotion_en"): system})
-    assert rows["UAR, fine-tuned", targets.NAMES["egemaps_svm"]]["met"]
-    assert not rows["UAR, fine-tuned", targets.NAMES["compared"]]["met"]
-    assert rows["UAR, fine-tuned", None]["margin"]["estimate"] == pytest.approx(-0.04)
+    assert rows["UAR, classifier on frozen encoders", targets.NAMES["egemaps_svm"]]["met"]
+    assert not rows["UAR, classifier on frozen encoders", targets.NAMES["compared"]]["met"]
+    assert rows["UAR, classifier on frozen encoders", None]["margin"]["estimate"] == pytest.approx(-0.04)
     assert "at least 1.25 times that, 0.625" in targets_table(list(rows.values()))
 
 
@@ -58,6 +58,9 @@ def test_what_was_not_measured_is_named():
     """A target that nobody measured must not look met, and one without its baseline is not judged."""
     rows, missing = targets.judge({("emotion", "emotion_en"): uar(0.7)})
     assert [row["met"] for row in rows] == [True]
-    beside = [f"UAR, fine-tuned on emotion_en beside {targets.NAMES[name]}" for name in ("egemaps_svm", "compared")]
+    beside = [
+        f"UAR, classifier on frozen encoders on emotion_en beside {targets.NAMES[name]}"
+        for name in ("egemaps_svm", "compared")
+    ]
     assert set(beside) <= set(missing) and "audio to text R@1, by reading on speech_read" in missing
     assert len(rows) + len(missing) == 2 + len(targets.TARGETS)

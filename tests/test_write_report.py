@@ -17,13 +17,17 @@ ROOT = Path(write_report.__file__).parents[2]
 INTERVAL = {"estimate": 0.5, "low": 0.4, "high": 0.6}
 FIGURES = {"unweighted_average_recall": 0.5, "unweighted_average_recall_interval": INTERVAL}
 PEER = FIGURES | {"difference": {"estimate": -0.1, "low": -0.2, "high": 0.1}, "above": False}
-SPACE = dict.fromkeys(tables.SPACE, 0.25)
+LENGTH = {"clips": 9, "shortest": 1.0, "longest": 2.5, "recall@1": INTERVAL}
+SPACE = dict.fromkeys(tables.SPACE, 0.25) | {"by_length": [LENGTH]}
 RATE = {when: {"audio_to_text_recall@1_interval": INTERVAL} for when in ("before", "after")}
 BASE = {"mean": 0.5, "standard_deviation": 0.1, "seeds": [0.4, 0.6]}
 CHANGES = {change: {"interval": INTERVAL, "change": INTERVAL} for change in ("clean", *PERTURBATIONS)}
 OTHERS = {
     "probes": ("emotion_en", FIGURES | {"egemaps_svm": PEER}),
-    "equal_time": ("emotion_en", FIGURES | {"ast": PEER, "wav2vec2": PEER}),
+    "equal_time": (
+        "emotion_en",
+        FIGURES | {"clips_seen": [19424], "ast": PEER | {"clips_seen": [2416]}, "wav2vec2": PEER},
+    ),
     "robustness": ("emotion_en", {"unweighted_average_recall": {"calm": CHANGES}}),
     "alignment": ("speech_commands", {"before": SPACE, "after": SPACE, "words_by_rate": {"patches": RATE}}),
     "ablations": (
@@ -54,7 +58,7 @@ def evaluated(folder, corpus, aligned, fitted) -> Path:
 def files(evaluated, tmp_path) -> tuple[Path, list[str]]:
     """A folder of results, copies of README and model card, and the options that name them."""
     results = shutil.copytree(evaluated, tmp_path / "results")
-    options = ["--results", str(results)]
+    options = ["--results", str(results), "--published", str(tmp_path / "published")]
     for option, name in (("--readme", "README.md"), ("--model_card", "model_card.md")):
         shutil.copy(ROOT / name, tmp_path / name)
         options += [option, str(tmp_path / name)]
@@ -73,14 +77,19 @@ def test_what_there_is_is_told_and_what_lacks_is_named(files):
     found = write_report.main(options)
     kept = load_json(results / "results.json")
     assert kept["missing"] == found["missing"] and kept["targets"] == json.loads(json.dumps(found["targets"]))
-    assert kept["results"]["retrieval, speech_commands"] == load_json(results / "retrieval.json")
+    retrieval = kept["results"]["retrieval, speech_commands"]
+    assert retrieval["results"] == load_json(results / "retrieval.json")["results"]
+    assert retrieval["dataset"] == "speech_commands"
+    assert kept == load_json(Path(options[3]) / "results.json")
     rows = {(row["data"], row["measure"], row["baseline"]): row for row in found["targets"]}
     recall = rows["speech_commands", "audio to text R@1, by embeddings", None]
     assert recall["met"] and recall["interval"]["estimate"] == recall["value"] == 1.0
-    assert not rows["emotion_en", "UAR, fine-tuned", "eGeMAPS + linear SVM"]["met"], "1.0 is not 1.5 times 1.0"
+    assert not rows["emotion_en", "UAR, classifier on frozen encoders", "eGeMAPS + linear SVM"]["met"], (
+        "1.0 is not 1.5 times 1.0"
+    )
     assert found["missing"][:5] == ["probes", "equal_time", "robustness", "alignment", "ablations"]
-    assert "UAR, fine-tuned on emotion_pl" in found["missing"]
-    for option in (3, 5):
+    assert "UAR, classifier on frozen encoders on emotion_pl" in found["missing"]
+    for option in (5, 7):
         text = Path(options[option]).read_text()
         assert "| speech_commands | audio to text R@1, by embeddings | 1.000 [1.000, 1.000] |" in text
         assert "Not measured: probes" in text and "0.473" not in text
@@ -90,16 +99,16 @@ def test_only_what_stands_between_the_marks_changes(files):
     """Twice gives the same, and the marks stay, by which publish.py finds its place."""
     results, options = files
     write_report.main(options)
-    once = [Path(options[i]).read_text() for i in (3, 5)]
+    once = [Path(options[i]).read_text() for i in (5, 7)]
     write_report.main(options)
-    assert [Path(options[i]).read_text() for i in (3, 5)] == once
+    assert [Path(options[i]).read_text() for i in (5, 7)] == once
     for text, name in zip(once, ("README.md", "model_card.md"), strict=True):
         original = (ROOT / name).read_text()
         for mark in ("<!-- begin results -->\n", "<!-- end results -->\n"):
             assert text.count(mark) == 1
         assert text.partition("<!-- begin results -->")[0] == original.partition("<!-- begin results -->")[0]
         assert text.partition("<!-- end results -->")[2] == original.partition("<!-- end results -->")[2]
-    Path(options[3]).write_text("no marks")
+    Path(options[5]).write_text("no marks")
     with pytest.raises(ValueError, match=r"README\.md' must hold .*begin results"):
         write_report.main(options)
 
@@ -109,11 +118,14 @@ def test_every_part_has_its_table(files):
     for part in OTHERS:
         add(results, part)
     (results / "steps.json").write_text('{"retrieval": 12.5}')
+    (results / "alignment-length.png").write_bytes(b"drawn")
+    (results / "alignment-words.png").write_bytes(b"of clips")
     report = write_report.main(options)
     assert report["seconds"] == {"retrieval": 12.5}
+    assert sorted(file.name for file in Path(options[3]).iterdir()) == ["alignment-length.png", "results.json"]
     assert {"commit", "cpu", "cores", "gpu", "versions"} <= set(report["environment"])
     assert report["environment"]["versions"]["torch"]
-    text = Path(options[3]).read_text()
+    text = Path(options[5]).read_text()
     for line in (
         "| modality gap | 0.250 | 0.250 |",
         "| patches | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |",
@@ -121,11 +133,16 @@ def test_every_part_has_its_table(files):
         "| base | 0.500 ± 0.100 |",
         "at 5 steps on speech_commands, validation split, seeds: 2",
         "| clean | 0.500 [0.400, 0.600] |",
+        "| 1.0 to 2.5 s | 9 | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |",
+        "| SpecTran | 19,424 | 0.500 [0.400, 0.600] |  |",
+        "| ASTModel | 2,416 | 0.500 [0.400, 0.600] | -0.100 [-0.200, +0.100] |",
+        "](published/alignment-length.png)",
         "**missed**: -0.100 [-0.200, +0.100] |",
     ):
         assert line in text, line
     for hidden in ("/some/where", str(results)):
-        assert hidden not in text, "paths of a machine have no place in README"
+        for shown in (text, (Path(options[3]) / "results.json").read_text()):
+            assert hidden not in shown, "paths of a machine have no place in the repository"
 
 
 def test_files_that_tell_something_else_are_refused(files, tmp_path):

@@ -123,8 +123,8 @@ def main(argv: list[str] | None = None) -> dict:
     before = before_training(arguments.model).to(after.device)
     refuse_other_shapes(before, after, arguments.model)
     models, rate = {"before": before, "after": after}, processor.feature_extractor.sampling_rate
-    split = arguments.split or data.test_split
-    speech = read_split(data, split, rate)
+    arguments.split = arguments.split or data.test_split
+    speech = read_split(data, arguments.split, rate)
     durations, results = np.asarray(speech["duration"]), {}
     for name, model in models.items():
         space = measure_space(model, processor, speech, arguments.batch_size)
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> dict:
     results["words_by_rate"] = words_by_rate(models, processor, splits, arguments.batch_size)
     if arguments.emotion_dataset is not None:
         labelled = replace(data, dataset=arguments.emotion_dataset)
-        names = {"train": data.train_split, "validation": data.validation_split, "test": split}
+        names = {"train": data.train_split, "validation": data.validation_split, "test": arguments.split}
         splits = {part: read_split(labelled, name, rate, label=True) for part, name in names.items()}
         label2id = describe_labels(splits["train"], data.label_columns())["label2id"]
         splits = {part: encode_labels(dataset, label2id, names[part]) for part, dataset in splits.items()}

@@ -70,6 +70,12 @@ class Step:
     alone: bool = False  # one after another, on all cores
 
 
+def with_config(settings: dict) -> dict:
+    """Settings over those of the file of `examples/configs` that they name as `config`."""
+    found = yaml.safe_load((EXAMPLES / "configs" / settings["config"]).read_text())
+    return found | {name: value for name, value in settings.items() if name != "config"}
+
+
 def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
     """All steps, in the order in which they need each other."""
     corpora = {name: str(data / name) for name in CORPORA}
@@ -87,11 +93,13 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
     yield Step("calm", [Command("pretrain.py", options, aligned / "results.json", resumable=True)], alone=True)
     for corpus in EMOTIONS:
         trainings = []
-        for system, start in (("calm", {"model": str(aligned)}), ("scratch", recipe["scratch"])):
+        for system, settings in (
+            ("calm", {**with_config(recipe["finetune"]), "model": str(aligned)}),
+            ("scratch", with_config(recipe["scratch"])),
+        ):
             for seed in range(recipe["seeds"]):
                 run = folder / corpus / f"{system}-{seed}"
-                options = {"dataset": corpora[corpus], "output_dir": str(run), "seed": seed, **recipe["finetune"]}
-                options |= start
+                options = {"dataset": corpora[corpus], "output_dir": str(run), "seed": seed, **settings}
                 trainings.append(Command("finetune.py", options, run / "results.json", resumable=True))
         yield Step(corpus, trainings)
     peers = {name: folder / "peers" / name for name in ("calm", "ast", "wav2vec2")}

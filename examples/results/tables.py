@@ -22,6 +22,7 @@ ABLATIONS = {
     "word_reading": "word reading",
     "unweighted_average_recall": "UAR, linear probe",
 }
+ENCODERS = {"calm": "SpecTran", "ast": "ASTModel", "wav2vec2": "Wav2Vec2Model"}
 RATES = {
     "words_by_rate": ("words, R@1", "audio_to_text_recall@1_interval"),
     "emotion_by_rate": ("emotion, UAR", "unweighted_average_recall_interval"),
@@ -63,6 +64,27 @@ def space_table(results: dict) -> str:
     before, after = results["before"], results["after"]
     cells = [[f"{part[name]:.3f}" if name in part else "" for part in (before, after)] for name in SPACE]
     return table([head, *([title, *row] for title, row in zip(SPACE.values(), cells, strict=True) if any(row))])
+
+
+def length_table(results: dict) -> str:
+    """Recall over the length of the clips before and after CALP, of `alignment.py`."""
+    rows = [["length", "clips", "R@1, before", "R@1, after"]]
+    for before, after in zip(results["before"]["by_length"], results["after"]["by_length"], strict=True):
+        recall = (with_interval(one["recall@1"]) for one in (before, after))
+        rows.append([f"{after['shortest']:.1f} to {after['longest']:.1f} s", str(after["clips"]), *recall])
+    return table(rows)
+
+
+def equal_time_table(results: dict) -> str:
+    """Probes of CALM and of peers, and how many clips each got through in the time, of `probes.py`."""
+    rows = [["encoder", "clips it got through", "UAR", "CALM's gain"]]
+    for name, title in ENCODERS.items():
+        found = results if name == "calm" else results.get(name, {})
+        if "clips_seen" in found:
+            seen = ", ".join("not told" if clips is None else f"{clips:,}" for clips in found["clips_seen"])
+            gain = with_interval(found["difference"], "+") if "difference" in found else ""
+            rows.append([title, seen, with_interval(found["unweighted_average_recall_interval"]), gain])
+    return table(rows)
 
 
 def rates_table(results: dict) -> str:

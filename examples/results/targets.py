@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 NAMES = {
     "egemaps_svm": "eGeMAPS + linear SVM",
-    "compared": "the same network from scratch",
+    "compared": "the same network, SpecTran from scratch",
     "ast": "ASTModel, same size and time",
     "wav2vec2": "Wav2Vec2Model, same size and time",
     "word_reading_other_transcript": "another clip's transcript",
@@ -51,12 +51,15 @@ TARGETS = (
         "retrieval", "speech_commands", "word_reading", "word reading", 0.40,
         times={"word_reading_other_transcript": 4.0},
     ),
-    Target("emotion", "emotion_en", UAR, "UAR, fine-tuned", 0.65, times={"egemaps_svm": 1.5, "compared": 1.25}),
+    Target(
+        "emotion", "emotion_en", UAR, "UAR, classifier on frozen encoders", 0.65,
+        times={"egemaps_svm": 1.5, "compared": 1.25},
+    ),
     Target("probes", "emotion_en", UAR, "UAR, linear probe", times={"egemaps_svm": 1.1}),
     Target(
         "equal_time", "emotion_en", UAR, "UAR, linear probe after equal time", above=("ast", "wav2vec2"),
     ),
-    Target("emotion", "emotion_pl", UAR, "UAR, fine-tuned", 0.60),
+    Target("emotion", "emotion_pl", UAR, "UAR, classifier on frozen encoders", 0.60),
 )  # fmt: skip
 
 

@@ -6,22 +6,25 @@ The folder holds the JSON files of `evaluate.py` as `retrieval*.json` and `emoti
 the scripts beside this one as `probes*.json`, `equal_time*.json` (probes beside peers), `robustness*.json`,
 `alignment*.json` and `ablations*.json`; and, from whoever ran the steps, `steps.json` with the seconds each took. What
 is not there is left out and named. `results.json` gets everything with the commit, the machine and the versions of the
-libraries; what stands between `<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is
+libraries, and no path of the machine; it is copied beside this script, into `published`, with the figures that show
+no clips. What stands between `<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is
 written anew.
 """
 
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from robustness import as_table as robustness_table
-from tables import ablations_table, rates_table, space_table, targets_table
+from tables import ablations_table, equal_time_table, length_table, rates_table, space_table, targets_table
 from targets import judge
 
 EXAMPLES = Path(__file__).parents[1]
@@ -32,6 +35,11 @@ from options import parse_arguments, weights_digest, write_json  # noqa: E402
 from report import cpu_name  # noqa: E402
 
 PARTS = ("retrieval", "emotion", "probes", "equal_time", "robustness", "alignment", "ablations")
+FIGURES = {
+    "alignment-length.png": "Recall over the length of the clips",
+    "alignment-rates.png": "What each rate carries",
+    "ablations.png": "Ablations",
+}
 LIBRARIES = (
     "torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "soundfile", "soxr", "opensmile",
 )  # fmt: skip
@@ -44,6 +52,10 @@ class ReportArguments:
     results: str = field(default="runs/results", metadata={"help": "Folder of the JSON files; gets results.json."})
     readme: str = field(default=str(EXAMPLES.parent / "README.md"), metadata={"help": "Its results are rewritten."})
     model_card: str = field(default=str(EXAMPLES.parent / "model_card.md"), metadata={"help": "Likewise."})
+    published: str = field(
+        default=str(EXAMPLES / "results" / "published"),
+        metadata={"help": "Folder beside README for results.json and the figures that show no clips."},
+    )
 
 
 def read_results(folder: Path) -> tuple[dict[tuple[str, str], dict], list[str]]:
@@ -111,6 +123,28 @@ def git(*words: str) -> str | None:
         return None
 
 
+def without_paths(value: Any, folder: Path) -> Any:
+    """The same JSON with the names of files instead of their places on this machine."""
+    if isinstance(value, dict):
+        return {without_paths(key, folder): without_paths(entry, folder) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_paths(entry, folder) for entry in value]
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        return value
+    path = Path(value)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def publish(report: dict, results: Path, published: Path) -> list[str]:
+    """Write results.json and copy the figures without clips to a folder of the repository; their names."""
+    published.mkdir(parents=True, exist_ok=True)
+    write_json(published / "results.json", report)
+    found = [name for name in FIGURES if (results / name).is_file()]
+    for name in found:
+        shutil.copy(results / name, published / name)
+    return found
+
+
 def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
     """Every table but that of the targets, under a line that says what it shows."""
     found = []
@@ -122,10 +156,18 @@ def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
                 f"**What each rate carries**, by linear maps from mean and deviation over time; words of {data}:\n\n"
                 f"{rates_table(results)}"
             )
+            found.append(f"**Over the length of the clips**, {data}, by embeddings:\n\n{length_table(results)}")
+        elif part == "equal_time":
+            found.append(
+                f"**After equal time** on the same clips from random weights, each one run; linear probes, {data}:\n\n"
+                f"{equal_time_table(results)}"
+            )
         elif part == "robustness":
             found.append(
-                f"**Perturbed recordings**, {data}; the probes are those after equal time, fitted on clean clips. In"
-                f" brackets the interval of clean clips, and of the others the change:\n\n{robustness_table(results)}"
+                f"**Perturbed recordings**: UAR on {data}, R@1 by embeddings on"
+                f" {data_name(report['arguments'].get('retrieval_dataset') or data)}. The probes are those after equal"
+                " time, fitted on clean clips, and without a space of words to search in. In brackets the interval of"
+                f" clean clips, and of the others the change:\n\n{robustness_table(results)}"
             )
         elif part == "ablations":
             seeds = len(next(iter(results["base"].values()))["seeds"])
@@ -164,7 +206,9 @@ def main(argv: list[str] | None = None) -> dict:
         "targets": rows,
         "results": {f"{part}, {data}": report for (part, data), report in reports.items()},
     }
+    report = without_paths(report, folder.resolve())
     write_json(folder / "results.json", report)
+    figures = publish(report, folder, Path(arguments.published))
     commit = (made_on["commit"] or "no commit")[:7] + (" with changes" if made_on["changed_files"] else "")
     libraries = " and ".join(f"{name} {made_on['versions'][name]}" for name in ("torch", "transformers"))
     intro = (
@@ -172,10 +216,14 @@ def main(argv: list[str] | None = None) -> dict:
         f" {made_on['gpu'] or made_on['cpu']}, {made_on['cores']} cores."
         " Test splits, speakers that no training saw; 95 % bootstrap intervals over the clips."
     )
+    if report["seconds"]:
+        intro += f" Its steps took {sum(report['seconds'].values()) / 60:.0f} minutes."
+    place = os.path.relpath(arguments.published, Path(arguments.readme).parent)
+    drawn = ["\n".join(f"![{FIGURES[name]}]({place}/{name})" for name in figures)] if figures else []
     lacking = [f"Not measured: {'; '.join(report['missing'])}."] if report["missing"] else []
     judged = [targets_table(rows)] if rows else []
     rewrite(Path(arguments.model_card), "\n\n".join([intro, *judged, *lacking]))
-    rewrite(Path(arguments.readme), "\n\n".join([intro, *judged, *lacking, *sections(reports)]))
+    rewrite(Path(arguments.readme), "\n\n".join([intro, *judged, *lacking, *sections(reports), *drawn]))
     print("\n\n".join([*judged, *lacking]))
     return report
 
