@@ -14,9 +14,6 @@ import torch
 
 __all__ = ["SpecAugment", "WaveformAugmentation"]
 
-# What an analogue telephone line lets through (ITU-T G.712), Hz.
-TELEPHONE_BAND_HZ = (300.0, 3400.0)
-
 
 def _check_range(name: str, value: Sequence[float] | None, above: float = -math.inf) -> None:
     if value is None:
@@ -33,7 +30,7 @@ def _check_share(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class WaveformAugmentation:
-    """Varies speed, channel, noise and level of a waveform, in this order.
+    """Varies speed, silence, channel, noise and level of a waveform, in this order.
 
     The band limit comes before the noise, so that the ratio of signal to noise in the result is the one drawn. The
     result is not clipped: samples are floats and may exceed 1.
@@ -46,7 +43,11 @@ class WaveformAugmentation:
         gain_db: Range of the gain in dB. None leaves the level.
         noise_snr_db: Range of the ratio of signal to white Gaussian noise in dB, over the whole clip. None adds none.
         noise_probability: Share of the clips that get noise.
-        band_limit_probability: Share of the clips that are limited to the telephone band, 300 to 3400 Hz.
+        band_limit_probability: Share of the clips that are limited to a band.
+        lowest_hz: Range of its lower limit. By default both are those of an analogue telephone line (ITU-T G.712).
+        highest_hz: Range of its upper limit.
+        silence_probability: Share of the clips that get silence before and after.
+        silence_s: Range of its duration in seconds, drawn for either end.
 
     Raises:
         ValueError: If a range is not (low, high), a speed is not positive, or a probability is outside 0 to 1.
@@ -62,6 +63,10 @@ class WaveformAugmentation:
     noise_snr_db: Sequence[float] | None = (10.0, 40.0)
     noise_probability: float = 0.5
     band_limit_probability: float = 0.0
+    lowest_hz: Sequence[float] = (300.0, 300.0)
+    highest_hz: Sequence[float] = (3400.0, 3400.0)
+    silence_probability: float = 0.0
+    silence_s: Sequence[float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         """Checks the settings."""
@@ -70,6 +75,10 @@ class WaveformAugmentation:
         _check_range("noise_snr_db", self.noise_snr_db)
         _check_share("noise_probability", self.noise_probability)
         _check_share("band_limit_probability", self.band_limit_probability)
+        _check_range("lowest_hz", self.lowest_hz)
+        _check_range("highest_hz", self.highest_hz)
+        _check_share("silence_probability", self.silence_probability)
+        _check_range("silence_s", self.silence_s)
 
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
         """Varies one clip.
@@ -80,7 +89,7 @@ class WaveformAugmentation:
             generator: Source of all randomness.
 
         Returns:
-            A new waveform, float32, of `num_samples / speed` samples, at least one.
+            A new waveform, float32, of `num_samples / speed` samples, at least one, and those of the silence.
 
         Raises:
             ValueError: If the waveform is empty or not one-dimensional.
@@ -91,8 +100,11 @@ class WaveformAugmentation:
         if self.speed is not None:
             faster = soxr.resample(waveform, generator.uniform(*self.speed), 1.0)
             waveform = faster if faster.size else waveform  # a few samples can leave nothing
+        if generator.random() < self.silence_probability:
+            waveform = np.pad(waveform, (generator.uniform(*self.silence_s, size=2) * sampling_rate).astype(int))
         if generator.random() < self.band_limit_probability:
-            waveform = _band_limit(waveform, sampling_rate)
+            limits = generator.uniform(*self.lowest_hz), generator.uniform(*self.highest_hz)
+            waveform = _band_limit(waveform, sampling_rate, *limits)
         if self.noise_snr_db is not None and generator.random() < self.noise_probability:
             signal_rms = np.sqrt(np.mean(waveform**2))
             noise_rms = signal_rms * 10 ** (-generator.uniform(*self.noise_snr_db) / 20)
@@ -102,11 +114,10 @@ class WaveformAugmentation:
         return waveform.astype(np.float32, copy=False)
 
 
-def _band_limit(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Removes what a telephone does not carry, from the spectrum of the whole clip."""
+def _band_limit(waveform: np.ndarray, sampling_rate: int, low: float, high: float) -> np.ndarray:
+    """Removes what lies outside of a band (Hz), from the spectrum of the whole clip."""
     spectrum = np.fft.rfft(waveform)
     frequencies = np.fft.rfftfreq(waveform.size, 1 / sampling_rate)  # Hz
-    low, high = TELEPHONE_BAND_HZ
     spectrum[(frequencies < low) | (frequencies > high)] = 0
     return np.fft.irfft(spectrum, waveform.size)
 

@@ -66,6 +66,27 @@ def test_the_telephone_passes_speech_and_stops_hum_and_hiss():
         assert power(through) / power(tone(frequency_hz)) == pytest.approx(passes, abs=1e-6)
 
 
+def test_a_band_is_drawn_anew_for_every_clip():
+    """Lines and codecs differ, and a network that knows one of them knows one of them."""
+    settings = {"band_limit_probability": 1.0, "lowest_hz": (0, 300), "highest_hz": (3400, 7000)}
+    for frequency_hz, share in [(2000, 1), (7500, 0), (150, 0.5), (5200, 0.5)]:
+        passed = [power(augment(tone(frequency_hz), seed, **settings)) > 0.1 for seed in range(300)]
+        assert np.mean(passed) == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0)
+
+
+def test_silence_stands_before_and_after():
+    """Recordings begin before somebody speaks, and the clip's level is not what changes by it."""
+    waveform = np.ones(RATE, np.float32)
+    lengths = []
+    for seed in range(100):
+        longer = augment(waveform, seed, silence_probability=1.0, silence_s=(0.1, 0.5))
+        (spoken,) = longer.nonzero()
+        np.testing.assert_array_equal(spoken, np.arange(spoken[0], spoken[0] + RATE))
+        lengths += [spoken[0] / RATE, (len(longer) - 1 - spoken[-1]) / RATE]
+    assert 0.1 <= min(lengths) < 0.15 and 0.45 < max(lengths) <= 0.5
+    assert lengths[::2] != lengths[1::2]
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_probabilities_are_shares_of_the_clips(probability):
     """An inverted comparison would turn 'never' into 'always'."""
@@ -73,6 +94,7 @@ def test_probabilities_are_shares_of_the_clips(probability):
     for settings in (
         {"noise_snr_db": (10, 10), "noise_probability": probability},
         {"band_limit_probability": probability},
+        {"silence_probability": probability},
     ):
         changed = [not np.array_equal(augment(waveform, seed, **settings), waveform) for seed in range(1000)]
         assert np.mean(changed) == pytest.approx(probability, abs=0.05 if 0 < probability < 1 else 0)
@@ -113,6 +135,7 @@ def test_a_clip_of_one_sample_survives():
         {"speed": (0.0, 1.0)}, {"speed": (1.1, 0.9)}, {"speed": (1.0,)}, {"speed": (1.0, float("nan"))},
         {"gain_db": (3, -3)}, {"gain_db": (0, float("inf"))}, {"noise_snr_db": (20, 10)},
         {"noise_probability": 1.5}, {"band_limit_probability": -0.1},
+        {"silence_probability": 2}, {"silence_s": (1, 0)}, {"highest_hz": (1,)},
     ],
 )  # fmt: skip
 def test_waveform_settings_that_make_no_sense_are_refused(settings):
