@@ -9,7 +9,6 @@ split is scored once. UAR is the mean over seeds, with a 95 % bootstrap interval
 is above another system where the paired interval of the difference excludes 0.
 """
 
-import json
 import logging
 import sys
 from dataclasses import asdict, dataclass, field
@@ -93,12 +92,6 @@ def compare(found: dict[str, list], splits: tuple[Clips, Clips, Clips]) -> dict:
     return results
 
 
-def clips_seen(folder: str) -> int | None:
-    """How many clips a training of pretrain_peers.py got through; others do not tell."""
-    file = Path(folder) / "results.json"
-    return json.loads(file.read_text()).get("clips_seen") if file.is_file() else None
-
-
 def main(argv: list[str] | None = None) -> dict:
     arguments, data = parse_arguments(ProbeArguments, DataArguments, arguments=argv)
     logging.basicConfig(level=logging.INFO)
@@ -107,8 +100,6 @@ def main(argv: list[str] | None = None) -> dict:
     clips, classes = read_clips(data, *names)
     results = compare(found, tuple(clips[name] for name in names))
     results |= {"classes": classes, "num_clips": len(clips[data.test_split].labels)}
-    for name, folders in (group(arguments.models) | group(arguments.peers)).items():
-        (results if name == "calm" else results[name])["clips_seen"] = [clips_seen(folder) for folder in folders]
     checkpoints = [*arguments.models, *arguments.peers]
     weights = {folder: weights_digest(folder) for folder in checkpoints if Path(folder).is_dir()}
     report = {"arguments": asdict(arguments), "dataset": data.dataset, "weights": weights, "results": results}

@@ -76,12 +76,12 @@ def length_table(results: dict) -> str:
 
 
 def equal_time_table(results: dict) -> str:
-    """Probes of CALM and of peers, and how many clips each got through in the time, of `probes.py`."""
+    """Probes of CALM and of peers, of `probes.py`, and how many clips each got through, of `pretrain_peers.py`."""
     rows = [["encoder", "clips it got through", "UAR", "CALM's gain"]]
     for name, title in ENCODERS.items():
         found = results if name == "calm" else results.get(name, {})
         if "clips_seen" in found:
-            seen = ", ".join("not told" if clips is None else f"{clips:,}" for clips in found["clips_seen"])
+            seen = ", ".join(f"{clips:,}" for clips in found["clips_seen"])
             gain = with_interval(found["difference"], "+") if "difference" in found else ""
             rows.append([title, seen, with_interval(found["unweighted_average_recall_interval"]), gain])
     return table(rows)

@@ -123,6 +123,17 @@ def git(*words: str) -> str | None:
         return None
 
 
+def tell_trainings(report: dict) -> None:
+    """Add to the systems of an `equal_time` report how many clips their trainings got through, if these are there."""
+    for folder in (*report["arguments"].get("models", []), *report["arguments"].get("peers", [])):
+        file = Path(folder) / "results.json"
+        training = json.loads(file.read_text()) if file.is_file() else {}
+        if "clips_seen" in training:
+            results = report["results"]
+            system = results if training["encoder"] == "calm" else results[training["encoder"]]
+            system.setdefault("clips_seen", []).append(training["clips_seen"])
+
+
 def without_paths(value: Any, folder: Path) -> Any:
     """The same JSON with the names of files instead of their places on this machine."""
     if isinstance(value, dict):
@@ -196,6 +207,9 @@ def main(argv: list[str] | None = None) -> dict:
     (arguments,) = parse_arguments(ReportArguments, arguments=argv)
     folder = Path(arguments.results)
     reports, missing = read_results(folder)
+    for (part, _), found in reports.items():
+        if part == "equal_time":
+            tell_trainings(found)
     rows, unjudged = judge({key: report["results"] for key, report in reports.items()})
     steps = folder / "steps.json"
     made_on = environment()
