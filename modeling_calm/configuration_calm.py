@@ -37,6 +37,9 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
             Layers inside each window of sub-tokens.
         num_context_layers (`int`, *optional*, defaults to 8):
             Layers across the acoustic tokens of a clip; 0 leaves each token without context.
+        sliding_window (`int`, *optional*, defaults to 256):
+            Acoustic tokens to either side that a context layer sees, about a minute: for each second an hour then
+            costs no more than a minute.
         num_attention_heads (`int`, *optional*, defaults to 12):
             Heads of every layer and of the attentive pooling. Divides `hidden_size`.
         intermediate_size (`int`, *optional*, defaults to 3072):
@@ -80,6 +83,7 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
     hidden_size: int = 768
     num_hidden_layers: int = 4
     num_context_layers: int = 8
+    sliding_window: int = 256
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
@@ -117,8 +121,8 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
                 f"Rotary positions turn pairs of channels, so `hidden_size // num_attention_heads` must be even; it is"
                 f" {self.hidden_size // self.num_attention_heads}."
             )
-        if min(self.sampling_rate, self.hop_length) < 1:
-            raise ValueError("`sampling_rate` and `hop_length` must be positive.")
+        if min(self.sampling_rate, self.hop_length, self.sliding_window) < 1:
+            raise ValueError("`sampling_rate`, `hop_length` and `sliding_window` must be positive.")
         if self.num_hidden_layers < 0 or self.num_context_layers < 0:
             raise ValueError("`num_hidden_layers` and `num_context_layers` cannot be negative.")
 

@@ -50,10 +50,12 @@ class TokenPlaces(NamedTuple):
         index: (N,) long, the tokens' places in the rectangle's rows laid end to end; whoever looks for them does it
             once, for it counts them, which makes a GPU wait and breaks a compiled graph.
         shape: (B, T).
+        block: tokens in a block, of which each is compared with itself and the two beside it; None for no blocks.
     """
 
     index: torch.Tensor
     shape: torch.Size
+    block: int | None = None
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """(B, T, hidden) to (N, hidden)."""
@@ -63,6 +65,24 @@ class TokenPlaces(NamedTuple):
         """(N, hidden) to (B, T, hidden), zero elsewhere."""
         rectangle = states.new_zeros(*self.shape, states.shape[-1])
         return rectangle.flatten(0, 1).index_copy(0, self.index, states).view_as(rectangle)
+
+
+def cut(states: torch.Tensor, block: int, beside: int = 0) -> torch.Tensor:
+    """(B, T, ...) to K blocks of each row, `beside` more places at either end: (B, K, block + 2 * beside, ...)."""
+    length = states.shape[1]
+    blocks = -(-length // block)
+    around = (0, 0) * (states.dim() - 2) + (beside, beside + blocks * block - length)
+    return nn.functional.pad(states, around).unfold(1, block + 2 * beside, block).movedim(-1, 2)
+
+
+def block_mask(mask: torch.Tensor, block: int) -> torch.Tensor:
+    """(B, T) bool, which places are real, to (B * K, 1, block, 3 block), which place of a block sees which around it.
+
+    Those at most `block` away. Each sees itself, real or not: a softmax over nothing would be NaN.
+    """
+    offsets = torch.arange(3 * block, device=mask.device) - block - torch.arange(block, device=mask.device)[:, None]
+    seen = cut(mask, block, beside=block).unsqueeze(-2) & (offsets.abs() <= block) | (offsets == 0)
+    return seen.flatten(0, 1).unsqueeze(1)
 
 
 class CalmAudioAttention(nn.Module):
@@ -100,14 +120,25 @@ class CalmAudioAttention(nn.Module):
         )
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        block = None if places is None else places.block
+        if block is not None:
+            query = cut(query.transpose(1, 2), block).flatten(0, 1).transpose(1, 2)  # (B * K, heads, block, width)
+            key, value = (
+                cut(values.transpose(1, 2), block, beside=block).flatten(0, 1).transpose(1, 2)
+                for values in (key, value)
+            )  # (B * K, heads, 3 block, width)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if places is not None:
+            kwargs["sliding_window"] = self.config.sliding_window + 1  # flash attention has no mask; it counts itself
         output, weights = attention(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         output = output.flatten(-2)
+        if block is not None:
+            output = output.unflatten(0, (places.shape[0], -1)).flatten(1, 2)[:, : places.shape[1]]
         return self.o_proj(output if places is None else places.pack(output)), weights
 
 

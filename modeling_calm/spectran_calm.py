@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_calm import CalmAudioConfig
-from .layers_calm import CalmAudioAttention, CalmAudioLayer, TokenPlaces
+from .layers_calm import CalmAudioAttention, CalmAudioLayer, TokenPlaces, block_mask
 from .loading_calm import CheckedLoading
 from .outputs_calm import CalmAudioModelOutput
 
@@ -95,8 +95,8 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
     """SpecTran: patches to acoustic tokens.
 
     Layers run inside each window of S patches, on the W real windows only; attentive pooling makes one vector a
-    window; context layers with rotary positions run across the windows of a clip. Cost inside the windows is linear
-    in the length of the audio, and no length is too long.
+    window; context layers with rotary positions run across the windows of a clip, each seeing `sliding_window` of them
+    to either side. Cost is linear in the length of the audio, and no length is too long.
 
     Example:
 
@@ -237,9 +237,15 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         rotation = (angles.cos(), angles.sin())
         # A row without audio attends to its zeros: a softmax over nothing would be NaN.
         attended = tokens_mask | ~tokens_mask.any(-1, keepdim=True)
-        attention_mask = create_bidirectional_mask(self.config, windows, attended)
+        span, sdpa = self.config.sliding_window, self.config._attn_implementation == "sdpa"
+        # A table of all places beside all would be computed whole: blocks are less from three spans on.
+        block = span if sdpa and windows.shape[1] > 3 * span and not torch.compiler.is_exporting() else None
+        if block is None:
+            attention_mask = create_bidirectional_sliding_window_mask(self.config, windows, attended)
+        else:
+            attention_mask = block_mask(attended, block)
         chosen = _never_empty(tokens_mask)
-        places = TokenPlaces(chosen.flatten().nonzero().squeeze(-1), chosen.shape)
+        places = TokenPlaces(chosen.flatten().nonzero().squeeze(-1), chosen.shape, block)
         states = places.pack(windows)  # (N, hidden)
         for layer in self.context_layers:
             states = layer(states, attention_mask, rotation, places, **kwargs)

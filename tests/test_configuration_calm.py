@@ -20,6 +20,7 @@ from modeling_calm import CalmAudioConfig, CalmConfig
         ({"num_context_layers": -1}, "cannot be negative"),
         ({"num_hidden_layers": -1}, "cannot be negative"),
         ({"hop_length": 0}, "must be positive"),
+        ({"sliding_window": 0}, "must be positive"),
         ({"sampling_rate": -16000}, "must be positive"),
     ],
 )

@@ -83,7 +83,7 @@ def test_what_espeak_would_pass_over_is_refused(arguments):
 
 def test_a_missing_wheel_names_its_remedy(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(ImportError, match=r"calm-speech\[demo\]"):
+    with pytest.raises(ImportError, match=r"\.\[demo\]"):
         demo_corpus.build_demo_corpus(tmp_path / "corpus")
 
 

@@ -205,7 +205,7 @@ def test_what_cannot_be_exported_is_refused_first(exported, monkeypatch, tmp_pat
     with pytest.raises(OSError, match="feature extractor"):
         export.main(["--model", str(tmp_path / "bare")])
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'pip install "calm-speech\[export\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[export\]"'):
         export.main(["--model", str(folder / "run")])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_helpers import INPUTS, close, lengthen, spoil
+from model_helpers import INPUTS, close, gradients, lengthen, spoil
 
 from modeling_calm import CalmAudioConfig, CalmAudioModel, CalmModel
 
@@ -124,6 +124,38 @@ def test_context_crosses_windows_and_nothing_else_does(audio_config_values, batc
         assert not torch.equal(before[0, 2], after[0, 2])
         assert torch.equal(before[1:], after[1:])
         assert bool((before[0, :2] - after[0, :2]).abs().max() > 1e-6) is reaches
+
+
+@pytest.mark.parametrize("windows", [(9, 7, 1), (12, 0, 5), (25, 24, 13)])
+@pytest.mark.parametrize("sliding_window", [1, 2, 4])
+def test_long_recordings_are_compared_in_blocks(audio_config_values, pretraining_batch, windows, sliding_window):
+    """What each window sees, and the gradient, are those of a table of all beside all, silence included."""
+    settings = audio_config_values | {"sliding_window": sliding_window, "hidden_dropout_prob": 0.0}
+    batch = pretraining_batch([1] * len(windows), windows)
+    found = []
+    for attention in ("eager", "sdpa"):
+        torch.manual_seed(0)
+        model = CalmAudioModel(CalmAudioConfig(**settings, attn_implementation=attention)).train()
+        states = model(batch["input_features"], batch["input_features_mask"]).last_hidden_state
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+        found.append((states, gradients(model)))
+    close(found[1][0], found[0][0])
+    for name, expected in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], expected, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_context_layer_sees_so_far_and_no_farther(audio_config_values, pretraining_batch, attention):
+    """Two windows to either side in a layer are four in two layers, at every place of a block."""
+    settings = audio_config_values | {"sliding_window": 2, "num_context_layers": 2}
+    model = CalmAudioModel(CalmAudioConfig(**settings, attn_implementation=attention)).eval()
+    features = pretraining_batch([1], [12])["input_features"]
+    before = model(features).last_hidden_state[0]
+    for changed in range(12):
+        louder = features.clone()
+        louder[:, changed * 8 : changed * 8 + 8] += 1
+        moved = (model(louder).last_hidden_state[0] - before).abs().amax(-1) > 1e-6
+        assert moved.nonzero().flatten().tolist() == list(range(max(changed - 4, 0), min(changed + 5, 12)))
 
 
 def test_masked_patches_weigh_nothing_in_their_window(audio_config, batch):
