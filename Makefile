@@ -43,6 +43,7 @@ results: $(VENV)/.installed  ## Everything behind the tables, from DATA: two hou
 	$(BIN)/python examples/results/reproduce.py --data $(DATA) --recipe cpu --output runs/results
 
 ablations: $(VENV)/.installed  ## What each ingredient of pretraining is worth, on validation splits
+	$(BIN)/python examples/results/reproduce.py --data $(DATA) --recipe cpu --output runs/results --until words
 	$(BIN)/python examples/results/ablations.py --dataset $(DATA)/speech_commands --emotion_dataset $(DATA)/emotion_en \
 	  --output_dir runs/ablations --output runs/results/ablations.json
 	$(BIN)/python examples/results/write_report.py --results runs/results

@@ -105,7 +105,7 @@ def writing(folder: Path) -> Iterator[None]:
         else:
             run = folder
             for file in folder.glob("*.safetensors"):
-                file.unlink()
+                file.unlink(missing_ok=True)  # by another rank, perhaps
         last = get_last_checkpoint(run) if run.is_dir() else None
         standing = "there is no whole checkpoint" if last is None else f"the last whole checkpoint is '{last}'"
         room = f" {shutil.disk_usage(run).free / 2**30:.2f} GiB are free there." if run.is_dir() else ""

@@ -189,11 +189,11 @@ def main(argv: list[str] | None = None) -> dict:
         raise ValueError(
             f"`--splits {unknown[0]}`: there are train, validation and test; `--train_split` names others."
         )
-    file = Path(arguments.output_dir) / REPORT
-    earlier = json.loads(file.read_text())["splits"] if file.exists() else {}
-    report = {"settings": asdict(arguments) | asdict(data), "splits": earlier}
+    file, report = Path(arguments.output_dir) / REPORT, {}
     for name in arguments.splits:
-        report["splits"][name] = prepare_split(name, arguments, data)
+        prepared = prepare_split(name, arguments, data)
+        others = json.loads(file.read_text())["splits"] if file.exists() else {}  # which may be prepared beside it
+        report = {"settings": asdict(arguments) | asdict(data), "splits": others | {name: prepared}}
         write_json(file, report)
     print(f"{'split':<12}{'clips':>10}{'hours':>10}{'shards':>8}{'refused':>9}")
     for name, split in report["splits"].items():

@@ -218,12 +218,16 @@ class CalmTrainer(SealingTrainer):
             CheckpointError: if it cannot be written, as on a full disk.
         """
         with writing(Path(self.args.output_dir)):
-            self.save_model()
+            self.save_model(_internal_call=True)
             self.save_state()
-        if not self.args.should_save:
-            return
-        results = {"weights": weights_digest(self.args.output_dir), **results}
-        write_json(Path(self.args.output_dir) / "results.json", results)
+        if self.args.should_save:
+            results = {"weights": weights_digest(self.args.output_dir), **results}
+            write_json(Path(self.args.output_dir) / "results.json", results)
+            self._plot()
+        if self.args.push_to_hub:  # by all ranks; what stands on the disk stays there, whatever the Hub answers
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _plot(self) -> None:
         if importlib.util.find_spec("matplotlib") is None:
             logger.info('No plots: they need `pip install -e ".[plot]"`.')
             return

@@ -96,7 +96,8 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
 
     Layers run inside each window of S patches, on the W real windows only; attentive pooling makes one vector a
     window; context layers with rotary positions run across the windows of a clip, each seeing `sliding_window` of them
-    to either side. Cost is linear in the length of the audio, and no length is too long.
+    to either side. Cost is linear in the length of the audio, and no length is too long, but for eager attention and
+    exported programs, which compare all windows of a clip.
 
     Example:
 
@@ -238,8 +239,8 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         # A row without audio attends to its zeros: a softmax over nothing would be NaN.
         attended = tokens_mask | ~tokens_mask.any(-1, keepdim=True)
         span, sdpa = self.config.sliding_window, self.config._attn_implementation == "sdpa"
-        # A table of all places beside all would be computed whole: blocks are less from three spans on.
-        block = span if sdpa and windows.shape[1] > 3 * span and not torch.compiler.is_exporting() else None
+        # A table of all places beside all would be computed whole: blocks are less from four spans on.
+        block = span if sdpa and windows.shape[1] > 4 * span and not torch.compiler.is_exporting() else None
         if block is None:
             attention_mask = create_bidirectional_sliding_window_mask(self.config, windows, attended)
         else:

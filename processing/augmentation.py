@@ -77,6 +77,8 @@ class WaveformAugmentation:
         _check_share("band_limit_probability", self.band_limit_probability)
         _check_range("lowest_hz", self.lowest_hz)
         _check_range("highest_hz", self.highest_hz)
+        if not self.lowest_hz[1] < self.highest_hz[0]:
+            raise ValueError(f"lowest_hz {self.lowest_hz} must lie below highest_hz {self.highest_hz}")
         _check_share("silence_probability", self.silence_probability)
         _check_range("silence_s", self.silence_s)
 

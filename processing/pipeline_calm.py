@@ -169,13 +169,10 @@ class AudioTextClassificationPipeline(Pipeline):
         index, utterance = inputs
         rate = self.processor.feature_extractor.sampling_rate
         try:
-            audio, text = _read(utterance, rate)
+            seen = "both" if audio_alone else self.model.config.modalities
+            audio, text = _read(utterance, rate, seen)
             if audio_alone and audio is None:
                 raise ValueError('`candidate_texts` are scored against audio: give {"audio": "speech.wav"}.')
-            seen = "both" if audio_alone else self.model.config.modalities
-            audio, text = None if seen == "text" else audio, None if seen == "audio" else text
-            if audio is None and text is None:
-                raise ValueError(f"This classifier was trained on {seen} alone; the utterance has none.")
             clip = np.zeros(1, np.float32) if audio is None else audio
             batch = self.processor(audio=[clip], text=[text or ""], sampling_rate=rate, return_tensors="pt")
         except (TypeError, ValueError) as error:
@@ -270,8 +267,8 @@ class AudioTextClassificationPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
-def _read(utterance: Mapping, sampling_rate: int) -> tuple[np.ndarray | None, str | None]:
-    """The waveform and the text of an utterance; `None` for what it lacks."""
+def _read(utterance: Mapping, sampling_rate: int, seen: str) -> tuple[np.ndarray | None, str | None]:
+    """The waveform and the text of an utterance; `None` for what it lacks or a classifier was not trained on."""
     if not isinstance(utterance, Mapping):
         raise TypeError(f"An utterance is a dict, not {type(utterance).__name__}. {HINT}")
     audio, text = utterance.get("audio"), utterance.get("text")
@@ -283,6 +280,9 @@ def _read(utterance: Mapping, sampling_rate: int) -> tuple[np.ndarray | None, st
         raise ValueError(f"An utterance has neither audio nor text, only {sorted(map(str, utterance))}. {HINT}")
     if text is not None and not isinstance(text, str):
         raise TypeError(f"`text` must be a str, not {type(text).__name__}.")
+    audio, text = None if seen == "text" else audio, None if seen == "audio" else text
+    if audio is None and text is None:
+        raise ValueError(f"This classifier was trained on {seen} alone; the utterance has none.")
     return None if audio is None else as_waveform(audio, sampling_rate), text
 
 

@@ -98,10 +98,10 @@ class CalmProcessor(ProcessorMixin):
         if "max_length" not in given and not needs_length:
             text_defaults["max_length"] = None  # handed on without a use for it, the tokenizer's own brings a warning
         if text is not None:
-            lengths = LENGTHS + (("padding",) if kwargs.get("padding") == "max_length" else ())
+            lengths = LENGTHS + (("padding",) if given.get("padding") == "max_length" else ())
             moved = [name for name in lengths if name in kwargs and name not in kwargs.get("text_kwargs", {})]
             text_defaults |= {name: kwargs.pop(name) for name in moved}
-            given = {name: value for name, value in given.items() if name not in moved}
+            given = {name: value for name, value in given.items() if name not in lengths or name in kwargs}
         audio_defaults = {name: value for name, value in AUDIO_DEFAULTS.items() if name not in given}
         kwargs["text_kwargs"] = text_defaults | kwargs.get("text_kwargs", {})
         kwargs["audio_kwargs"] = audio_defaults | kwargs.get("audio_kwargs", {})

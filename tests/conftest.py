@@ -56,10 +56,14 @@ def minilm_folder() -> str:
 
 @pytest.fixture(scope="session")
 def audio_config_values() -> dict:
-    """A toy SpecTran: 8 mel bins, patches of 2 frames x 4 bins, S = 8 patches in a token of 8 frames (80 ms)."""
+    """A toy SpecTran: 8 mel bins, patches of 2 frames x 4 bins, S = 8 patches in a token of 8 frames (80 ms).
+
+    Its context layers see two tokens to either side, and more than eight are compared in blocks.
+    """
     return {
         "num_mel_bins": 8, "patch_frames": 2, "patch_bins": 4, "token_frames": 8, "hidden_size": 32,
         "num_hidden_layers": 2, "num_context_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "sliding_window": 2,
     }  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def kernels(model) -> tuple[str, str]:
 @torch.no_grad()
 def test_eager_sdpa_and_flex_attention_agree(name, audio_config, mixed_batch, uncompiled):
     """The fused kernels are a matter of speed alone: padding inside windows, across them and behind the words."""
+    audio_config.sliding_window = 1
     model = CalmModel(CalmConfig(audio_config=audio_config, text_config=language_model_config(name))).eval()
     outputs = {}
     for implementation in ("eager", "sdpa", "flex_attention"):
@@ -119,15 +120,19 @@ def test_query_key_and_value_are_of_one_type(audio_config, batch, dtype, monkeyp
     assert types == {dtype}
 
 
-def plain_flash_attention(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
+def plain_flash_attention(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
     """(batch, length, heads, width) in the manner of the flash-attn package, in plain torch."""
     q, k, v = (states.transpose(1, 2) for states in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, scale=softmax_scale, is_causal=causal).transpose(1, 2)
+    places, (before, after) = torch.arange(q.shape[2]), window_size
+    ahead = places - places[:, None]
+    seen = ((before < 0) | (ahead >= -before)) & ((after < 0) | (ahead <= after)) & ((ahead <= 0) | (not causal))
+    return scaled_dot_product_attention(q, k, v, scale=softmax_scale, attn_mask=seen).transpose(1, 2)
 
 
 def plain_varlen_flash_attention(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
-):
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
+    window_size=(-1, -1),
+):  # fmt: skip
     """The same over sequences laid end to end, (total length, heads, width)."""
     assert torch.equal(cu_seqlens_q, cu_seqlens_k)
     assert int(cu_seqlens_q.diff().max()) == max_seqlen_q == max_seqlen_k
@@ -135,20 +140,22 @@ def plain_varlen_flash_attention(
     parts = [slice(*ends) for ends in cu_seqlens_q.unfold(0, 2, 1).tolist()]
     return torch.cat(
         [
-            plain_flash_attention(q[None, part], k[None, part], v[None, part], dropout_p, softmax_scale, causal)[0]
+            plain_flash_attention(
+                q[None, part], k[None, part], v[None, part], dropout_p, softmax_scale, causal, window_size
+            )[0]
             for part in parts
         ]
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(LANGUAGE_MODELS) - EAGER_ONLY - {"modernbert"}))
+@pytest.mark.parametrize("name", sorted(set(LANGUAGE_MODELS) - EAGER_ONLY))
 def test_flash_attention_gets_the_right_sequences(name, audio_config, mixed_batch, pretraining_batch, monkeypatch):
     """The library's way to flash attention, unpadding included, with the kernel itself in plain torch.
 
     A kernel without masks sees whatever it is given: packed windows of which the last is half full, clips with fewer
-    windows than the longest, rows without sound, and the compacted words and sounds. (ModernBERT's local layers want
-    a kernel with windows.)
+    windows than the longest, rows without sound, the compacted words and sounds, and what is near enough.
     """
+    audio_config.sliding_window = 1
     monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
     monkeypatch.setattr(
         modeling_flash_attention_utils,
@@ -177,7 +184,7 @@ def test_flash_attention_gets_the_right_sequences(name, audio_config, mixed_batc
         close(outputs[1][key], expected)
     close(losses[1], losses[0])
     for key, expected in slopes[0].items():
-        torch.testing.assert_close(slopes[1][key], expected, atol=1e-5, rtol=1e-4, msg=key)
+        torch.testing.assert_close(slopes[1][key], expected, atol=5e-5, rtol=1e-4, msg=key)
 
 
 @pytest.mark.skipif(

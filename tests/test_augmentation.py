@@ -135,7 +135,7 @@ def test_a_clip_of_one_sample_survives():
         {"speed": (0.0, 1.0)}, {"speed": (1.1, 0.9)}, {"speed": (1.0,)}, {"speed": (1.0, float("nan"))},
         {"gain_db": (3, -3)}, {"gain_db": (0, float("inf"))}, {"noise_snr_db": (20, 10)},
         {"noise_probability": 1.5}, {"band_limit_probability": -0.1},
-        {"silence_probability": 2}, {"silence_s": (1, 0)}, {"highest_hz": (1,)},
+        {"silence_probability": 2}, {"silence_s": (1, 0)}, {"highest_hz": (1,)}, {"lowest_hz": (0, 4000)},
     ],
 )  # fmt: skip
 def test_waveform_settings_that_make_no_sense_are_refused(settings):

@@ -151,7 +151,8 @@ def test_the_examples_of_a_card_run_without_the_package(pulled):
     """They are what a reader of the Hub copies first: the pipeline, then the Auto classes."""
     report, _ = pulled
     classified = report["card of published"]
-    assert len(re.findall(r"'label': '(?:calm|noisy)', 'score'", classified)) == 4
+    # All labels, then the best, from the voice that it was trained on.
+    assert len(re.findall(r"'label': '(?:calm|noisy)', 'score'", classified)) == 3
     assert "{0: 'calm', 1: 'noisy'} tensor(" in classified
     assert "'label': 'enter six two four', 'score'" in report["card of private"]
     assert "torch.Size([1, 5, 32])" in report["card of private"]

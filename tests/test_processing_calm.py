@@ -152,6 +152,12 @@ def test_lengths_of_text_do_not_cut_the_audio(processor, noise):
     )
     assert both["input_ids"].shape == (1, 4)
     assert both["input_features"].shape == alone["input_features"].shape
+    common = processor(
+        audio=[noise(2.0)], text=TEXTS[:1], sampling_rate=16000, return_tensors="pt",
+        common_kwargs={"truncation": True, "max_length": 4},
+    )  # fmt: skip
+    assert common["input_ids"].shape == (1, 4)
+    assert common["input_features"].shape == alone["input_features"].shape
     padded = processor(
         audio=[noise(2.0)], text=TEXTS[:1], sampling_rate=16000, return_tensors="pt",
         padding="max_length", max_length=12,

@@ -94,6 +94,16 @@ def make_trainer(arguments, corpus, tmp_path):
     return make
 
 
+def test_a_push_that_fails_leaves_the_weights(make_trainer, tmp_path, monkeypatch):
+    """The Hub's errors are the system's by class, and a full disk is not what they mean."""
+    trainer = make_trainer(CalmForPreTraining)
+    trainer.args.push_to_hub = True
+    monkeypatch.setattr(trainer, "push_to_hub", lambda **_: (_ for _ in ()).throw(OSError("403 Forbidden")))
+    with pytest.raises(OSError, match="403 Forbidden"):
+        trainer.finish({"validation": {}})
+    assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "results.json").is_file()
+
+
 def test_every_parameter_learns_at_the_rate_of_its_part(make_trainer):
     rates = {"learning_rate": 1e-3, "text_learning_rate": 1e-5, "head_learning_rate": 1e-2, "weight_decay": 0.1}
     for kind, heads in (

@@ -109,6 +109,20 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
     return found
 
 
+def check_data(recipes: dict[str, dict]) -> None:
+    """Refuse variants whose added data are not there, before hours are spent on the others.
+
+    Raises:
+        ValueError: names the folders, and where those of the shipped recipes come from.
+    """
+    added = {folder for options in recipes.values() for folder in options.get("added_datasets", [])}
+    absent = sorted(folder for folder in added if not Path(folder).exists())
+    if absent:
+        raise ValueError(
+            f"{absent} are not there. `reproduce.py --until words` makes 'runs/results/words'; or choose `--variants`."
+        )
+
+
 def train(folder: Path, options: dict) -> None:
     """Run pretrain.py in a process of its own, on one thread.
 
@@ -197,6 +211,7 @@ def main(argv: list[str] | None = None) -> dict:
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)  # measuring is one of the jobs
     recipes = read_recipes(arguments.recipes, arguments.variants)
+    check_data(recipes)
     runs = [(name, seed) for seed in range(arguments.seeds) for name in recipes]
 
     def run(name: str, seed: int) -> dict:

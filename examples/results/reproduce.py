@@ -71,8 +71,9 @@ class Step:
 
 
 def with_config(settings: dict) -> dict:
-    """Settings over those of the file of `examples/configs` that they name as `config`."""
-    found = yaml.safe_load((EXAMPLES / "configs" / settings["config"]).read_text())
+    """Settings, over those of the file of `examples/configs` where they name one as `config`."""
+    file = settings.get("config")
+    found = {} if file is None else yaml.safe_load((EXAMPLES / "configs" / file).read_text())
     return found | {name: value for name, value in settings.items() if name != "config"}
 
 

@@ -40,6 +40,8 @@ FIGURES = {
     "alignment-rates.png": "What each rate carries",
     "ablations.png": "Ablations",
 }
+# What this script writes itself, for git.
+WRITTEN = [f":(top,exclude){name}" for name in ("README.md", "model_card.md", "examples/results/published")]
 LIBRARIES = (
     "torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "soundfile", "soxr", "opensmile",
 )  # fmt: skip
@@ -105,7 +107,7 @@ def environment() -> dict:
             continue
     return {
         "commit": git("rev-parse", "HEAD"),
-        "changed_files": (git("status", "--porcelain") or "").splitlines(),
+        "changed": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":/", *WRITTEN)),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -223,7 +225,7 @@ def main(argv: list[str] | None = None) -> dict:
     report = without_paths(report, folder.resolve())
     write_json(folder / "results.json", report)
     figures = publish(report, folder, Path(arguments.published))
-    commit = (made_on["commit"] or "no commit")[:7] + (" with changes" if made_on["changed_files"] else "")
+    commit = (made_on["commit"] or "no commit")[:7] + (" with changes" if made_on["changed"] else "")
     libraries = " and ".join(f"{name} {made_on['versions'][name]}" for name in ("torch", "transformers"))
     intro = (
         f"Written by `examples/results/write_report.py` at {commit} with {libraries}, on"
