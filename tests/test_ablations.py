@@ -113,6 +113,16 @@ def test_a_variant_is_a_training_of_its_own(recipes, corpus, tmp_path, monkeypat
     assert told["OMP_NUM_THREADS"] == "1"
 
 
+def test_data_that_are_not_there_are_told_before_any_training(recipes, drawn_for_trained, corpus, tmp_path):
+    """The variant that needs them would end the others after an hour."""
+    found = yaml.safe_load(recipes.read_text())
+    found["variants"]["with_more"] = {"added_datasets": [str(tmp_path / "words"), corpus]}
+    recipes.write_text(yaml.safe_dump(found, sort_keys=False))
+    with pytest.raises(ValueError, match=r"words'\] are not there.*--until words"):
+        ablations.main(options_of(recipes, corpus, tmp_path, "--seeds", "1"))
+    assert drawn_for_trained == []
+
+
 def test_the_recipes_of_the_repository_are_options_of_pretraining(tmp_path):
     """A misspelt one would fail hours later; and every variant differs from the base."""
     recipes = ablations.read_recipes(str(ablations.CONFIGS / "ablations.yaml"), [])

@@ -101,7 +101,8 @@ def test_what_the_layers_record(audio_config_values, batch):
     tokens = output.acoustic_tokens_mask
     seen = output.attentions[0].movedim(1, -2).amax((1, 2)) > 0  # (W, S): which sub-tokens anyone looked at
     assert torch.equal(seen, real[tokens])
-    assert output.context_attentions[0].masked_select(~tokens[:, None, None, :]).eq(0).all()
+    of_real = output.context_attentions[0].movedim(1, -1)[tokens]  # (N, T, heads)
+    assert of_real[~tokens.unsqueeze(1).expand(-1, 4, -1)[tokens]].eq(0).all()
     # The first state is the embedding, the last the input of the pooling, not the pooled and normalised tokens.
     patches = batch["input_features"].view(4, 4, 8, 8)[tokens].masked_fill(~real[tokens].unsqueeze(-1), 0)
     close(output.hidden_states[0], model.embeddings(patches))

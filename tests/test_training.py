@@ -98,6 +98,7 @@ def test_a_push_that_fails_leaves_the_weights(make_trainer, tmp_path, monkeypatc
     """The Hub's errors are the system's by class, and a full disk is not what they mean."""
     trainer = make_trainer(CalmForPreTraining)
     trainer.args.push_to_hub = True
+    monkeypatch.setattr(trainer, "_plot", lambda: None)
     monkeypatch.setattr(trainer, "push_to_hub", lambda **_: (_ for _ in ()).throw(OSError("403 Forbidden")))
     with pytest.raises(OSError, match="403 Forbidden"):
         trainer.finish({"validation": {}})
