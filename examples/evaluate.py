@@ -17,7 +17,16 @@ from datasets import Dataset
 from finetune import encode_labels, fit_labels, flat, scores
 from linear_probe import egemaps_functionals, fit_probe
 from options import parse_arguments, weights_digest, write_json
-from scoring import checkpoint_kind, classify, count_words, embed, load_checkpoint, read_transcripts, word_reading
+from scoring import (
+    checkpoint_kind,
+    classify,
+    count_words,
+    embed,
+    load_checkpoint,
+    read_by_tokenizer,
+    read_transcripts,
+    word_reading,
+)
 from speech_data import DataArguments, read_split
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
@@ -89,7 +98,7 @@ def measure_space(
     model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int
 ) -> AlignedSpace:
     """Run a model over a split and measure how audio and text agree."""
-    embeds, texts = embed(model, processor, dataset, batch_size), list(dataset["text"])
+    embeds, texts = embed(model, processor, dataset, batch_size), read_by_tokenizer(processor, list(dataset["text"]))
     audio, text = embeds["audio_embeds"], embeds["text_embeds"]
     words = count_words(model, processor, dataset, batch_size)
     scores = {
@@ -116,6 +125,8 @@ def recall_at(k: int) -> Callable[[np.ndarray], float]:
 def evaluate_alignment(arguments: EvaluationArguments, data: DataArguments) -> dict:
     """Retrieval, geometry and word reading: means over seeds; intervals for the words of a clip and its tokens."""
     refuse_comparison(arguments)
+    if arguments.modalities is not None or arguments.chunk_length_s is not None:
+        raise ValueError("`--modalities` and `--chunk_length_s` are for classifiers; leave them out.")
     each = []
     for folder in arguments.models:
         model, processor = load_checkpoint(folder, CalmForPreTraining)

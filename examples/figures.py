@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from meters import LOSS_TERMS
-from scoring import embed
+from scoring import embed, unused_pieces
 from transformers.audio_utils import hertz_to_mel
 
 from modeling_calm import CalmForPreTraining
@@ -166,8 +166,9 @@ def _draw_words(axes: Axes, model: CalmForPreTraining, processor: CalmProcessor,
     """One clip: its transcript above, its spectrogram, and the wordpieces below."""
     extractor, tokenizer = processor.feature_extractor, processor.tokenizer
     batch = processor(audio=clip["audio"], sampling_rate=extractor.sampling_rate, return_tensors="pt")
-    unused = [index for piece, index in tokenizer.get_vocab().items() if piece.startswith("[unused")]
-    nearest = model.calm.nearest_tokens(**batch.to(model.device), top_k=NEAREST, excluded_token_ids=unused)
+    nearest = model.calm.nearest_tokens(
+        **batch.to(model.device), top_k=NEAREST, excluded_token_ids=unused_pieces(tokenizer)
+    )
     said = set(tokenizer(clip["text"], add_special_tokens=False)["input_ids"])
     log_mel = extractor.log_mel(torch.as_tensor(clip["audio"])[None])[0][0] * 10 / np.log(10)  # (F, M), dB
     log_mel = log_mel - log_mel.max()

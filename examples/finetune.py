@@ -15,7 +15,7 @@ from datasets import Dataset
 from discriminant import fit_classifier
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
 from speech_data import DataArguments, read_split
-from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments
+from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments, refuse_long
 from transformers import set_seed
 
 from modeling_calm import CalmForSequenceClassification, CalmModel
@@ -158,11 +158,14 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.balance_classes and head["problem_type"] == "single_label_classification":
         counts = np.bincount(train["label"])
         head["class_weights"] = [float(weight) for weight in len(train) / (len(counts) * counts)]
-    if arguments.fit_classifier and head["problem_type"] != "single_label_classification":
+    elif arguments.balance_classes or arguments.fit_classifier:
+        option = "--balance_classes" if arguments.balance_classes else "--fit_classifier"
         raise ValueError(
-            f"`--fit_classifier` tells classes, one an utterance; '{data.label_column}' is a"
-            f" {head['problem_type'].replace('_', ' ')} problem. Leave it out."
+            f"`{option}` is for classes, one an utterance; '{data.label_column}' is a"
+            f" {head['problem_type'].replace('_', ' ')} problem. Leave it out, and train by `--num_train_epochs`."
         )
+    if not (arguments.fit_classifier or training.num_train_epochs or training.max_steps > 0):
+        raise ValueError("With `--num_train_epochs 0` nothing is trained: fit the classifier (`--fit_classifier`).")
     if (arguments.linear_probe or arguments.fit_classifier) and arguments.model is None:
         logger.warning("Without `--model` the classifier is fitted to a SpecTran that was never trained.")
     settings = {"modalities": arguments.modalities, "regression_loss": arguments.regression_loss, **head}
@@ -170,6 +173,12 @@ def main(argv: list[str] | None = None) -> dict:
     freeze(model.calm, arguments)
     if arguments.modalities == "text":
         train, validation, test = (d.remove_columns("audio").with_format(None) for d in (train, validation, test))
+    else:
+        for dataset, split, augmented in (
+            (train, data.train_split, arguments.augment), (validation, data.validation_split, False),
+            (test, data.test_split, False),
+        ):  # fmt: skip
+            refuse_long(dataset, split, model.calm, processor, augmented)
 
     if training.metric_for_best_model == "loss":  # the library's word for none given
         training.metric_for_best_model, training.greater_is_better = best_metric(model.config.problem_type), True

@@ -35,6 +35,7 @@ class CalmTrainingArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Resume early stopping and the count of skipped steps where they were."}
     )
+    given: dict = field(default_factory=dict, init=False, repr=False)  # every option as it was parsed
 
     def __post_init__(self):
         super().__post_init__()
@@ -73,7 +74,11 @@ def parse_arguments(*types: type, arguments: list[str] | None = None, defaults: 
         parser.set_defaults(**unset)
         # As a command line, so that the values are converted (YAML takes 1e-3 for text) and checked like one.
         arguments = _as_options({name: values[name] for name in values if name not in unset}) + arguments
-    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[: len(types)]
+    found = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[: len(types)]
+    for options in found:
+        if isinstance(options, CalmTrainingArguments):  # which change their values once they are made
+            options.given = vars(parser.parse_args(arguments))
+    return found
 
 
 def _as_options(values: dict) -> list[str]:
@@ -111,7 +116,7 @@ def start_run(training: TrainingArguments) -> str | None:
     return None
 
 
-def write_options(training: TrainingArguments, defaults: dict, *options) -> None:
+def write_options(training: CalmTrainingArguments, defaults: dict, *options) -> None:
     """Write `config.yaml` into the run's folder: give it to `--config`, and the run is repeated.
 
     Called when the data and the model have been read, so that a mistake in them leaves no run behind.
@@ -123,15 +128,11 @@ def write_options(training: TrainingArguments, defaults: dict, *options) -> None
     if not training.should_save:
         return
     settings = {name: value for option in options for name, value in asdict(option).items()}
-    for entry in fields(training):
-        value, unset = getattr(training, entry.name), entry.default
-        chosen = value != unset and not (value is False and unset is None)  # the library makes such None False
-        plain = isinstance(value, (bool, int, float, str, dict))
-        if entry.init and plain and (chosen or entry.name in defaults) and entry.name not in ("resume", "hub_token"):
-            settings[entry.name] = getattr(value, "value", value)
-    settings["output_dir"] = training.output_dir
-    if training.report_to:  # a list by now, though the command line takes one tracker, or "all"
-        settings["report_to"] = training.report_to[0] if len(training.report_to) == 1 else "all"
+    unset = {entry.name: entry.default for entry in fields(training) if entry.init}
+    for name in unset.keys() - {"resume", "hub_token"}:
+        value = training.given[name]
+        if value != unset[name] or name in defaults:
+            settings[name] = getattr(value, "value", value)
     folder = Path(training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True))

@@ -15,12 +15,13 @@ from functools import partial
 import numpy as np
 from datasets import Dataset
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
+from scoring import evaluation_collator
 from shards import find_shards
 from speech_data import DataArguments, join, read_features, read_split
 from speech_features import check_extractor
 from speech_stream import SpeechStream
 from streaming import StreamCallback, StreamingArguments, open_stream
-from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments
+from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments, refuse_long
 from transformers import set_seed
 
 from modeling_calm import CalmForPreTraining
@@ -119,8 +120,9 @@ def read_data(
     sources = [(held_out, data.validation_split), *((source, data.train_split) for source in training_sources)]
     column, extractor = streaming.features_column, processor.feature_extractor
     if column is not None:
-        for source, split in {(source.dataset, split) for source, split in [*sources, (data, data.train_split)]}:
-            check_extractor(find_shards(source, split, data.dataset_config)[0], extractor)
+        asked = {(source.dataset, split) for source, split in [*sources, (data, data.train_split)]}
+        for source, name in {(source, part.partition("[")[0]) for source, split in asked for part in split.split("+")}:
+            check_extractor(find_shards(source, name, data.dataset_config)[0], extractor)
     with training.main_process_first(desc="reading the audio"):
         validation, *train = [
             read_features(source, split, column) if column else read_split(source, split, extractor.sampling_rate)
@@ -153,6 +155,10 @@ def main(argv: list[str] | None = None) -> dict:
     )
     freeze(model, arguments)
     train, validation = read_data(arguments, data, streaming, training, processor)
+    if any(parameter.requires_grad for parameter in model.calm.text_model.parameters()) and not streaming.streaming:
+        augmented = arguments.augment and not streaming.features_column
+        refuse_long(train, data.train_split, model.calm, processor, augmented)
+        refuse_long(validation, data.validation_split, model.calm, processor, False)
 
     collator = DataCollatorForCalmPreTraining(
         processor,
@@ -165,7 +171,7 @@ def main(argv: list[str] | None = None) -> dict:
         model=model,
         args=training,
         data_collator=collator,
-        eval_collator=DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False),
+        eval_collator=evaluation_collator(processor),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=processor,

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 from processing import CalmProcessor, DataCollatorForCalmClassification, DataCollatorForCalmPreTraining
+from processing.audio import split_waveform
 
 Checkpoint = CalmForPreTraining | CalmForSequenceClassification
 
@@ -62,6 +63,22 @@ def load_checkpoint(name: str, kind: type[Checkpoint]) -> tuple[Checkpoint, Calm
     return kind.from_pretrained(name).to(device).eval(), load_processor(name)
 
 
+def evaluation_collator(processor: CalmProcessor) -> DataCollatorForCalmPreTraining:
+    """Clips and transcripts as they are, nothing masked, nothing drawn."""
+    return DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+
+
+def unused_pieces(tokenizer) -> list[int]:
+    """Ids that BERT's vocabularies keep free; an embedding that was never trained may be near to anything."""
+    return [index for piece, index in tokenizer.get_vocab().items() if piece.startswith("[unused")]
+
+
+def read_by_tokenizer(processor: CalmProcessor, texts: list[str]) -> list[str]:
+    """Transcripts as the model sees them: to an uncased tokenizer "Stop" and "stop" are one."""
+    ids = processor.tokenizer(texts)["input_ids"]
+    return processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
 def batches(model: Checkpoint, collator, rows, batch_size: int):
     """Batches of the rows in order, on the model's device."""
     for start in range(0, len(rows), batch_size):
@@ -74,7 +91,7 @@ def embed(
     model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int
 ) -> dict[str, np.ndarray]:
     """`audio_embeds` and `text_embeds`, (N, E) each."""
-    collator = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+    collator = evaluation_collator(processor)
     audio, text = [], []
     for batch in batches(model, collator, dataset, batch_size):
         audio.append(
@@ -91,16 +108,18 @@ def read_transcripts(
     model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """How well every distinct transcript can be read from every clip, and which is said where, (N, texts) each."""
-    texts = list(dict.fromkeys(dataset["text"]))
-    words = processor(text=texts, return_tensors="pt", padding=True).to(model.device)
-    collator = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+    transcripts, texts = read_by_tokenizer(processor, list(dataset["text"])), {}
+    for transcript, text in zip(transcripts, dataset["text"], strict=True):
+        texts.setdefault(transcript, text)
+    words = processor(text=list(texts.values()), return_tensors="pt", padding=True).to(model.device)
+    collator = evaluation_collator(processor)
     scores = [
         model.score_transcripts(
             words["input_ids"], batch["input_features"], words["attention_mask"], batch["input_features_mask"]
         )
         for batch in batches(model, collator, dataset, batch_size)
     ]
-    said = np.array([[text == transcript for text in texts] for transcript in dataset["text"]])
+    said = np.array([[text == transcript for text in texts] for transcript in transcripts])
     return torch.cat(scores).cpu().numpy(), said
 
 
@@ -114,14 +133,16 @@ def count_words(
     and unused pieces are never answered.
     """
     tokenizer = processor.tokenizer
-    unused = [index for piece, index in tokenizer.get_vocab().items() if piece.startswith("[unused")]
     pieces = [set(ids) for ids in tokenizer(list(dataset["text"]), add_special_tokens=False)["input_ids"]]
     others = [next((p for p in pieces[i + 1 :] + pieces[:i] if p != own), set()) for i, own in enumerate(pieces)]
-    collator = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+    collator, unused = evaluation_collator(processor), unused_pieces(tokenizer)
     counts = []
     for batch in batches(model, collator, dataset, batch_size):
         nearest = model.calm.nearest_tokens(
-            batch["input_features"], batch["input_features_mask"], top_k=top_k, excluded_token_ids=unused
+            batch["input_features"],
+            batch["input_features_mask"],
+            top_k=top_k,
+            excluded_token_ids=unused,
         )
         for tokens, real in zip(nearest.token_ids.tolist(), nearest.acoustic_tokens_mask.tolist(), strict=True):
             tokens = [set(token) for token, is_real in zip(tokens, real, strict=True) if is_real]
@@ -157,13 +178,13 @@ def classify(
             "audio": row["audio"] if modalities != "text" else None,
             "text": row["text"] if modalities != "audio" else None,
         }
-        count = 1
+        pieces = [row["audio"]]
         if row["audio"] is not None and chunk_length_s is not None:
-            count = max(1, int(np.ceil(len(row["audio"]) / (chunk_length_s * rate))))
-        pieces = [None] if row["audio"] is None else np.array_split(row["audio"], count)
+            pieces = split_waveform(row["audio"], chunk_length_s, rate)
         rows += [{**row, "audio": piece} for piece in pieces]
         owners += [i] * len(pieces)
     collator = DataCollatorForCalmClassification(processor)
-    logits = torch.cat([model(**batch).logits for batch in batches(model, collator, rows, batch_size)]).cpu().numpy()
+    logits = torch.cat([model(**batch).logits for batch in batches(model, collator, rows, batch_size)])
+    logits = logits.float().cpu().numpy()
     owners = np.asarray(owners)
     return np.stack([logits[owners == i].mean(0) for i in range(len(dataset))])

@@ -108,6 +108,7 @@ def read_features(arguments: DataArguments, split: str, column: str) -> Dataset:
     kept = [name for name in ("duration", "speaker", "file_name") if name in dataset.column_names]
     dataset = dataset.select_columns([column, arguments.text_column, *kept])
     dataset = dataset.add_column("row", list(range(len(dataset))))
+    dataset = dataset.cast_column(arguments.text_column, Value("string"))  # digits alone come as numbers
     return dataset.rename_columns({column: "input_features", arguments.text_column: "text"})
 
 

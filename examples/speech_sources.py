@@ -96,9 +96,9 @@ def _load_local(source: Path, name: str, arguments: DataArguments) -> Dataset:
     if source.is_file():
         if name != "train":
             raise ValueError(
-                f"'{source}' is one file, which is the split 'train'; there is no '{name}'. Take parts of it, such as"
-                " `--train_split 'train[:90%]' --validation_split 'train[90%:]'`, or give a folder that holds"
-                " train.csv, validation.csv and test.csv."
+                f"'{source}' is one file, which is the split 'train'; there is no '{name}'. Take parts of it, in"
+                " the order of its rows: `--train_split 'train[:80%]' --validation_split 'train[80%:90%]'"
+                " --test_split 'train[90%:]'`; or give a folder that holds train.csv, validation.csv and test.csv."
             )
         return _load_manifest(source, arguments.audio_column)
     manifests = {file.stem: file for file in source.glob("*.*") if file.suffix in FILE_FORMATS and file.name != REPORT}

@@ -75,21 +75,9 @@ class SpeechSynthesizer:
                     break
         return accents
 
-    def accents(self, language: str = "en") -> list[str]:
-        """The accents of a language, sorted: `en-029` (Caribbean), `en-gb`, `en-gb-scotland`, `en-us`, ...
-
-        Args:
-            language: ISO 639-1 code; an empty string gives every accent of every language.
-        """
-        return sorted(code for code in self._accent_files if not language or code.split("-")[0] == language)
-
     def variants(self) -> list[str]:
         """The throats, sorted, and `default` for espeak's own; two that cannot be repeated bit by bit are left out."""
         return list(self._variants)
-
-    def voices(self, language: str = "en") -> list[str]:
-        """Every `accent+variant` of a language."""
-        return [f"{accent}+{variant}" for accent in self.accents(language) for variant in self.variants()]
 
     def __call__(
         self,
@@ -133,7 +121,8 @@ class SpeechSynthesizer:
         accent, _, variant = voice.partition("+")
         if accent not in self._accent_files or (variant or _DEFAULT_VARIANT) not in self._variants:
             raise ValueError(
-                f"Unknown voice {voice!r}: expected `accent` or `accent+variant`, see `accents()` and `variants()`."
+                f"Unknown voice {voice!r}: expected `accent` or `accent+variant`, of {sorted(self._accent_files)} and"
+                f" {self._variants}."
             )
         name = self._accent_files[accent]
         return name if variant in ("", _DEFAULT_VARIANT) else f"{name}+{variant}"

@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 from built_folder import build_once, describe_recipe
 from demo_corpus import demo_language_model
+from speech_data import refuse_missing
 from speech_sources import DataArguments, load_split
 from speech_synthesis import SpeechSynthesizer
 from tqdm import tqdm
@@ -108,13 +109,25 @@ def draw_text(transcripts: list[str], words: list[str], generator: np.random.Gen
 def whole_words(tokenizer) -> list[str]:
     """The frequent words among the wordpieces: letters alone, three at least."""
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    for mark in "Ġ▁":  # before the first piece of a word, in byte-level BPE and SentencePiece
+        if any(piece.startswith(mark) for piece in pieces):
+            pieces = [piece.removeprefix(mark) for piece in pieces if piece.startswith(mark)]
     words = (piece for piece in pieces if piece.isascii() and piece.isalpha() and piece.islower() and len(piece) > 2)
     return [word for word, _ in zip(words, range(FREQUENT), strict=False)]
 
 
 def read_transcripts(folders: list[str]) -> list[str]:
-    """The transcripts of the training splits."""
-    return [str(text) for folder in folders for text in load_split(DataArguments(dataset=folder), "train")["text"]]
+    """The transcripts of the training splits.
+
+    Raises:
+        ValueError: lists the rows without one.
+    """
+    found = []
+    for folder in folders:
+        texts = list(load_split(DataArguments(dataset=folder), "train")["text"])
+        refuse_missing(texts, "text", f"train of {folder}", "transcript")
+        found += map(str, texts)
+    return found
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -177,7 +177,8 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
             text_model.dtype
         )
         base = getattr(model, cls.base_model_prefix, model)
-        weights = {k: v for k, v in text_model.state_dict().items() if k in base.text_model.state_dict()}
+        known = base.text_model.state_dict().keys()
+        weights = {k: v for k, v in text_model.state_dict().items() if k in known}
         base.text_model.load_state_dict(weights)
         base.describe_vocabulary()
         return model

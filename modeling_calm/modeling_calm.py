@@ -305,8 +305,8 @@ class CalmModel(CalmPreTrainedModel):
             raise ValueError(
                 f"Row {first_row + row} has {longest} lexical and acoustic tokens, and this language model has {limit}"
                 f" positions: beside its text {max(room, 0) * seconds:.1f} s of audio fit. Cut the recording into"
-                " chunks (`chunk_length_s` in examples/evaluate.py), pretrain with a larger `token_frames` in the"
-                " audio configuration, or use a language model with more positions."
+                " chunks (`chunk_length_s` of the pipeline and of examples/evaluate.py), pretrain with a larger"
+                " `token_frames` in the audio configuration, or use a language model with more positions."
             )
         return longest
 

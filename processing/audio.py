@@ -17,7 +17,7 @@ import soxr
 
 from .waveforms_calm import MAX_AMPLITUDE
 
-__all__ = ["AudioError", "as_waveform", "load_audio"]
+__all__ = ["AudioError", "as_waveform", "load_audio", "split_waveform"]
 
 # A header is a claim by whoever wrote the file. Beyond these limits it is taken for damage rather than believed, and
 # refused before any sample is decoded. 16 channels is the largest microphone array in common speech corpora; 1 kHz is
@@ -131,6 +131,12 @@ def as_waveform(audio: Any, sampling_rate: int = 16000) -> np.ndarray:
     if isinstance(audio, list) or hasattr(audio, "__array__"):
         return np.asarray(audio)
     return load_audio(audio, sampling_rate=sampling_rate)
+
+
+def split_waveform(waveform: np.ndarray, chunk_length_s: float, sampling_rate: int) -> list[np.ndarray]:
+    """Equal pieces of samples (N,), none longer than `chunk_length_s` seconds: as few as that takes."""
+    longest = max(int(chunk_length_s * sampling_rate), 1)
+    return np.array_split(waveform, max(-(-len(waveform) // longest), 1))
 
 
 def _resample(samples: np.ndarray, rate: float | None, sampling_rate: int) -> np.ndarray:

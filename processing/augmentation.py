@@ -75,12 +75,18 @@ class WaveformAugmentation:
         _check_range("noise_snr_db", self.noise_snr_db)
         _check_share("noise_probability", self.noise_probability)
         _check_share("band_limit_probability", self.band_limit_probability)
-        _check_range("lowest_hz", self.lowest_hz)
-        _check_range("highest_hz", self.highest_hz)
+        for name in ("lowest_hz", "highest_hz", "silence_s"):
+            if getattr(self, name) is None or getattr(self, name)[0] < 0:
+                raise ValueError(f"{name} must be (low, high), none below 0, got {getattr(self, name)}")
+            _check_range(name, getattr(self, name))
         if not self.lowest_hz[1] < self.highest_hz[0]:
             raise ValueError(f"lowest_hz {self.lowest_hz} must lie below highest_hz {self.highest_hz}")
         _check_share("silence_probability", self.silence_probability)
-        _check_range("silence_s", self.silence_s)
+
+    def longest(self, seconds: np.ndarray) -> np.ndarray:
+        """The longest that clips of so many seconds, (...), can become."""
+        slowest = 1.0 if self.speed is None else self.speed[0]
+        return seconds / slowest + (2 * self.silence_s[1] if self.silence_probability else 0.0)
 
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
         """Varies one clip.

@@ -231,7 +231,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         mask = (torch.arange(features.shape[1], device=device) < num_patches[:, None]).long()  # (B, P)
 
         batch = {"input_features": features, "input_features_mask": mask}
-        if padding is True and max_length is None and pad_to_multiple_of is None:
+        if padding is True and max_length is None and pad_to_multiple_of is None and self.padding_side == "right":
             return BatchFeature(batch if return_tensors == "pt" else {k: v.cpu().numpy() for k, v in batch.items()})
         token = self.patches_per_token
         lengths = ((num_patches + token - 1) // token * token).tolist()

@@ -4,17 +4,18 @@ Dimensions: B utterances, C candidate texts, K labels, E width of the aligned sp
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import Pipeline, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.pipelines.base import ChunkPipeline
 from transformers.processing_utils import ProcessorMixin
 
-from .audio import as_waveform
+from .audio import as_waveform, split_waveform
 
 TASK = "audio-text-classification"
 FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
@@ -38,14 +39,17 @@ class NumberedItems(Dataset):
         return index, self.items[index]
 
 
-class AudioTextClassificationPipeline(Pipeline):
+class AudioTextClassificationPipeline(ChunkPipeline):
     """Labels of an utterance from its sound, its words or both, or the candidate texts that its sound is nearest to.
 
     Classification needs a trained [`CalmForSequenceClassification`]; what it was not trained on (`config.modalities`)
-    is left out. With `candidate_texts` any checkpoint of CALM scores texts against a clip, without training: the
-    softmax over the scaled cosines of the clip's embedding with those of the texts. The scale is the `logit_scale`
-    that [`CalmForPreTraining`] learned; the other classes lack it and take its initial value from the configuration,
-    which leaves the order right and the scores uncalibrated. A [`CalmForPreTraining`] that was trained to read
+    is left out. A long recording, such as a call, is classified in chunks of the length of the clips it was trained on
+    (`chunk_length_s`).
+
+    With `candidate_texts` any checkpoint of CALM scores texts against a clip, without training: the softmax over the
+    scaled cosines of the clip's embedding with those of the texts. The scale is the `logit_scale` that
+    [`CalmForPreTraining`] learned; the other classes lack it and take its initial value from the configuration, which
+    leaves the order right and the scores uncalibrated. A [`CalmForPreTraining`] that was trained to read
     (`transcript_loss_weight`) tells much better apart what was said with `score_by="reading"`, the softmax over its
     `score_transcripts`.
 
@@ -98,8 +102,13 @@ class AudioTextClassificationPipeline(Pipeline):
         function_to_apply: str | None = None,
         candidate_texts: list[str] | None = None,
         score_by: str | None = None,
+        chunk_length_s: float | None = None,
     ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = {}, {}, {}
+        if chunk_length_s is not None:
+            if not chunk_length_s > 0:
+                raise ValueError(f"`chunk_length_s` must be a positive number of seconds; it is {chunk_length_s!r}.")
+            preprocess["chunk_length_s"] = chunk_length_s
         if top_k != "":  # None means all
             if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
                 raise ValueError(f"`top_k` must be a positive number, or None for all; it is {top_k!r}.")
@@ -119,9 +128,19 @@ class AudioTextClassificationPipeline(Pipeline):
                     f"`candidate_texts` must be a list of texts, none of them empty; it is {candidate_texts!r}."
                 )
             preprocess["audio_alone"] = True
-            forward["candidates"] = self.processor(text=texts, return_tensors="pt")
+            forward["candidates"] = self._candidates(texts)
             postprocess["labels"] = texts
         return preprocess, forward, postprocess
+
+    def _candidates(self, texts: list[str]) -> Mapping[str, torch.Tensor]:
+        """Candidate texts to `input_ids` and `attention_mask` (C, L); refuses those without a place in the space."""
+        words = self.processor(text=texts, return_tensors="pt")
+        special = torch.tensor(self.processor.tokenizer.all_special_ids)
+        known = (~torch.isin(words["input_ids"], special)).any(-1)  # (C,)
+        unknown = [text for text, is_known in zip(texts, known.tolist(), strict=True) if not is_known]
+        if unknown:
+            raise ValueError(f"`candidate_texts` {unknown} hold no word that the model's tokenizer knows.")
+        return words
 
     def __call__(self, inputs: Mapping | Iterable[Mapping], **kwargs) -> Any:
         """Classify utterances.
@@ -135,12 +154,15 @@ class AudioTextClassificationPipeline(Pipeline):
             candidate_texts (`list[str]`, *optional*): score these texts against the audio instead of classifying;
                 `text` is not looked at then.
             score_by (`str`, *optional*, defaults to `"embeddings"`): how candidate texts are scored, or `"reading"`.
+            chunk_length_s (`float`, *optional*): classify a longer recording in equal chunks of at most so many
+                seconds, each beside the whole text, and average their logits. Without it a recording is classified in
+                one piece, which must fit into the language model. Candidate texts are scored against the whole clip.
             top_k (`int`, *optional*): how many labels or texts to return, best first; None for all. Without it, the
                 best label alone as in text classification, and all texts as in zero-shot classification.
             function_to_apply (`str`, *optional*): `"softmax"`, `"sigmoid"` or `"none"`. By default the first, the
                 second and the third for single-label, multi-label and regression models, and softmax over texts.
-            batch_size (`int`, *optional*): utterances in a batch; it does not change the scores.
-            num_workers (`int`, *optional*): processes that read and prepare the audio.
+            batch_size (`int`, *optional*): utterances, or chunks of them, in a batch; it does not change the scores.
+            num_workers (`int`, *optional*): 1 for a process that reads and prepares the audio meanwhile.
 
         Returns:
             `{"label": ..., "score": ...}`, or a list of these; for several utterances a list of that, or an iterator
@@ -150,7 +172,7 @@ class AudioTextClassificationPipeline(Pipeline):
             ValueError, TypeError, AudioError: for an utterance without audio and text, or that cannot be read, with
                 its place among several; for a model without a trained classifier; see also [`CalmModel`].
         """
-        if isinstance(inputs, Mapping):
+        if isinstance(inputs, Mapping) or _is_decoder(inputs):
             return super().__call__((None, inputs), **kwargs)
         if isinstance(inputs, (list, tuple)):
             return list(super().__call__(NumberedItems(inputs), **kwargs))
@@ -161,10 +183,12 @@ class AudioTextClassificationPipeline(Pipeline):
             return super().__call__(NumberedItems(inputs), **kwargs)
         return super().__call__((numbered for numbered in enumerate(inputs)), **kwargs)
 
-    def preprocess(self, inputs: tuple[int | None, Mapping], audio_alone: bool = False) -> dict[str, torch.Tensor]:
-        """One utterance with its place to the tensors of the processor; a modality that is missing is masked.
+    def preprocess(
+        self, inputs: tuple[int | None, Mapping], audio_alone: bool = False, chunk_length_s: float | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """One utterance with its place to the tensors of the processor, chunk by chunk; what is missing is masked.
 
-        Every utterance has the same keys, so that a batch may hold some with and some without audio or text.
+        Every chunk has the same keys, so that a batch may hold some with and some without audio or text.
         """
         index, utterance = inputs
         rate = self.processor.feature_extractor.sampling_rate
@@ -173,34 +197,44 @@ class AudioTextClassificationPipeline(Pipeline):
             audio, text = _read(utterance, rate, seen)
             if audio_alone and audio is None:
                 raise ValueError('`candidate_texts` are scored against audio: give {"audio": "speech.wav"}.')
-            clip = np.zeros(1, np.float32) if audio is None else audio
-            batch = self.processor(audio=[clip], text=[text or ""], sampling_rate=rate, return_tensors="pt")
+            clips = [np.zeros(1, np.float32) if audio is None else audio]
+            if chunk_length_s is not None and not audio_alone:
+                clips = split_waveform(clips[0], chunk_length_s, rate)
+            for place, clip in enumerate(clips, start=1):
+                batch = self.processor(audio=[clip], text=[text or ""], sampling_rate=rate, return_tensors="pt")
+                batch["input_features_mask"] *= audio is not None
+                batch["attention_mask"] *= text is not None
+                yield {**batch, "is_last": place == len(clips)}
         except (TypeError, ValueError) as error:
             if index is not None:
                 error.args = (f"Item {index}: {error}",)
             raise
-        batch["input_features_mask"] *= audio is not None
-        batch["attention_mask"] *= text is not None
-        return dict(batch)
 
     def _forward(
         self, model_inputs: dict, candidates: Mapping | None = None, score_by: str = "embeddings"
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
+        is_last = model_inputs.pop("is_last")
         if candidates is None:
             self._check_classifier()
-            return {"logits": self.model(**model_inputs).logits}  # (B, K)
+            logits = self.model(**model_inputs).logits  # (B, K)
+        else:
+            logits = self._score(model_inputs, candidates, score_by)  # (B, C)
+        return {"logits": logits, "is_last": is_last}
+
+    def _score(self, model_inputs: dict, candidates: Mapping, score_by: str) -> torch.Tensor:
+        """Candidate texts against clips, (B, C)."""
         features = {name: value for name, value in model_inputs.items() if name.startswith("input_features")}
         words = {name: candidates[name].to(self.device) for name in ("input_ids", "attention_mask")}
         if score_by == "reading":
-            scores = self._reader().score_transcripts(**words, **features)  # (B, C)
-            return {"logits": scores.clamp(min=torch.finfo(scores.dtype).min)}  # a text without room is infinitely far
+            scores = self._reader().score_transcripts(**words, **features)
+            return scores.clamp(min=torch.finfo(scores.dtype).min)  # a text without room is infinitely far
         base = getattr(self.model, "calm", self.model)
         audio = base.get_audio_features(**features).pooler_output  # (B, E)
         texts = base.get_text_features(**words).pooler_output  # (C, E)
         scale = getattr(self.model, "logit_scale", None)
         scale = torch.tensor(self.model.config.logit_scale_init_value) if scale is None else scale
         scale = scale.float().clamp(max=MAX_LOGIT_SCALE).exp().to(audio.device)
-        return {"logits": scale * audio.float() @ texts.float().T}  # (B, C); half floats would round them to 0.5
+        return scale * audio.float() @ texts.float().T  # half floats would round them to 0.5
 
     def _reader(self) -> PreTrainedModel:
         """The model, if it was trained to read."""
@@ -224,19 +258,20 @@ class AudioTextClassificationPipeline(Pipeline):
 
     def postprocess(
         self,
-        model_outputs: dict,
+        model_outputs: list[dict],
         top_k: int | str | None = "",
         function_to_apply: str | None = None,
         labels: list[str] | None = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """The logits of one utterance to its ranked labels."""
+        """The logits of one utterance, averaged over its chunks, to its ranked labels."""
         config, best_alone = self.model.config, top_k == "" and labels is None
         if function_to_apply is None:
             problem = config.problem_type or (
                 "regression" if config.num_labels == 1 else "single_label_classification"
             )
             function_to_apply = "softmax" if labels is not None else FUNCTION_OF_PROBLEM[problem]
-        scores = FUNCTIONS[function_to_apply](model_outputs["logits"][0].float()).tolist()
+        logits = torch.stack([chunk["logits"][0].float() for chunk in model_outputs]).mean(0)
+        scores = FUNCTIONS[function_to_apply](logits).tolist()
         labels = [config.id2label[index] for index in range(len(scores))] if labels is None else labels
         answers = [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
         answers.sort(key=lambda answer: answer["score"], reverse=True)
@@ -267,8 +302,15 @@ class AudioTextClassificationPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
+def _is_decoder(value: Any) -> bool:
+    """Whether it is what a `datasets` audio column yields, unless told not to decode."""
+    return hasattr(value, "get_all_samples")
+
+
 def _read(utterance: Mapping, sampling_rate: int, seen: str) -> tuple[np.ndarray | None, str | None]:
     """The waveform and the text of an utterance; `None` for what it lacks or a classifier was not trained on."""
+    if _is_decoder(utterance):
+        utterance = {"audio": utterance}
     if not isinstance(utterance, Mapping):
         raise TypeError(f"An utterance is a dict, not {type(utterance).__name__}. {HINT}")
     audio, text = utterance.get("audio"), utterance.get("text")

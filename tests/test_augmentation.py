@@ -136,6 +136,7 @@ def test_a_clip_of_one_sample_survives():
         {"gain_db": (3, -3)}, {"gain_db": (0, float("inf"))}, {"noise_snr_db": (20, 10)},
         {"noise_probability": 1.5}, {"band_limit_probability": -0.1},
         {"silence_probability": 2}, {"silence_s": (1, 0)}, {"highest_hz": (1,)}, {"lowest_hz": (0, 4000)},
+        {"silence_s": (-1, 0)}, {"lowest_hz": None},
     ],
 )  # fmt: skip
 def test_waveform_settings_that_make_no_sense_are_refused(settings):

@@ -4,10 +4,11 @@ import evaluate
 import finetune
 import numpy as np
 import pytest
-from example_helpers import assert_finite, load_json, run, waveform
+from datasets import Dataset
+from example_helpers import assert_finite, load_json, rows, run, waveform
 from scoring import classify, load_checkpoint
 
-from modeling_calm import CalmForSequenceClassification
+from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
@@ -65,6 +66,30 @@ def test_checkpoints_of_other_labels_or_kinds_are_not_mixed(aligned, fitted, cor
         evaluate.main(["--models", fitted, aligned, "--dataset", corpus])
     with pytest.raises(ValueError, match="--egemaps.*compare classifiers"):
         evaluate.main(["--models", aligned, "--egemaps", "--dataset", corpus])
+    with pytest.raises(ValueError, match="--chunk_length_s.*for classifiers"):
+        evaluate.main(["--models", aligned, "--chunk_length_s", "5", "--dataset", corpus])
+
+
+def test_a_classifier_in_half_precision(fitted):
+    """As it is stored, so it is loaded; numpy knows no bfloat16."""
+    model, processor = load_checkpoint(fitted, CalmForSequenceClassification)
+    clip = [{"audio": waveform(0), "text": None}]
+    whole = classify(model, processor, clip, 1, "audio")
+    half = classify(model.bfloat16(), processor, clip, 1, "audio")
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, whole, atol=0.1)
+
+
+def test_texts_that_are_one_to_the_tokenizer_are_one(aligned):
+    """Their embeddings are equal: told apart, they would count against each other."""
+    model, processor = load_checkpoint(aligned, CalmForPreTraining)
+    texts = [row["text"] for row in rows(4)]
+    found = []
+    for repeated in (texts, [text.upper() for text in texts]):
+        clips = [{"audio": waveform(i % 4), "text": text} for i, text in enumerate(texts + repeated)]
+        dataset = Dataset.from_list(clips).with_format("numpy", columns=["audio"], output_all_columns=True)
+        found.append(evaluate.measure_space(model, processor, dataset, 4))
+    assert found[0].scores == found[1].scores
 
 
 def test_egemaps_is_a_baseline(fitted, corpus):

@@ -6,11 +6,23 @@ from pathlib import Path
 
 import evaluate
 import finetune
+import numpy as np
 import pretrain
 import pytest
+import soundfile
 import torch
 from demo_corpus import build_demo_corpus
-from example_helpers import assert_finite, assert_is_a_run, load_json, read, rows, run, write_corpus, write_table
+from example_helpers import (
+    assert_finite,
+    assert_is_a_run,
+    load_json,
+    read,
+    rows,
+    run,
+    waveform,
+    write_corpus,
+    write_table,
+)
 from scoring import embed
 from training import ModelArguments
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
@@ -153,6 +165,34 @@ def test_a_fault_of_the_data_is_told_before_training_and_leaves_no_run(
     with pytest.raises(ValueError, match=message):
         run(script, str(faulty), tmp_path / "run", *new_model, *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_recordings_without_room_are_told_before_training(folder, corpus, new_model, tmp_path):
+    """64 positions are 5.1 s; a step in their midst would fail, and every attempt to resume with it."""
+    longer = write_corpus(tmp_path / "corpus")
+    soundfile.write(longer / "train" / "clip_3.wav", np.concatenate([waveform(3, 2.5)] * 2), 16000)
+    train = [finetune, str(longer), tmp_path / "run", *new_model]
+    fused = [pretrain, str(longer), tmp_path / "run", *new_model, "--stage", "fuse"]
+    for call in (train, fused):
+        with pytest.raises(ValueError, match=r"1 of 8 recordings of split 'train'.*\n  row 3: 5.0 s\nCut them"):
+            run(*call)
+    with pytest.raises(ValueError, match="as long as augmentation makes them"):
+        run(*train, "--modalities", "audio", "--augment", "true")
+    assert not (tmp_path / "run").exists()
+    run(pretrain, str(longer), tmp_path / "aligned", *new_model, steps=1)  # the aligned space has no limit
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max_steps", "-1", "--num_train_epochs", "0"], "nothing is trained.*--fit_classifier"),
+        (["--label_column", "loud,high", "--balance_classes"], "--balance_classes.*for classes"),
+        (["--label_column", "valence", "--fit_classifier"], "--fit_classifier.*for classes"),
+    ],
+)
+def test_options_of_classes_alone(corpus, new_model, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(finetune, corpus, tmp_path / "run", *new_model, *options)
 
 
 def test_a_batch_larger_than_the_corpus_is_refused(corpus, new_model, tmp_path):

@@ -120,6 +120,8 @@ def test_pad_carries_the_mask(extractor, noise):
     assert torch.equal(
         real_patches(left), torch.from_numpy(rows[0]["input_features"])[rows[0]["input_features_mask"] > 0]
     )
+    called = extract(CalmFeatureExtractor(patch_bins=20, padding_side="left"), [noise(0.2), noise(0.7)])
+    assert torch.equal(called["input_features_mask"], left["input_features_mask"])
 
 
 def test_a_clip_does_not_see_its_company(extractor, sample_clips, tone):

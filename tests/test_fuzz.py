@@ -78,7 +78,7 @@ def test_the_processor_returns_finite_patches_or_a_value_error(processor: CalmPr
     assert_survives(attempt, cases)
 
 
-@pytest.mark.parametrize("cases", [40, pytest.param(2_000, marks=LONG)])
+@pytest.mark.parametrize("cases", [40, pytest.param(10_000, marks=LONG)])
 def test_a_manifest_is_read_or_refused_and_opens_no_file_elsewhere(tmp_path, monkeypatch, cases):
     """Its rows may name anything, a private recording of this machine above all."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -100,13 +100,23 @@ def test_a_run_repeats_from_its_config(tmp_path):
             assert getattr(again[2], entry.name) == value, entry.name
 
 
-def test_the_tracker_of_a_run_stands_in_its_config(tmp_path):
+@pytest.mark.parametrize("report_to", ["wandb", "all", "none"])
+def test_the_tracker_of_a_run_stands_in_its_config(tmp_path, monkeypatch, report_to):
     """A run that goes on from its config.yaml would be logged no more."""
-    training = parse(folder=str(tmp_path))[2]
-    for report_to, expected in ((["wandb"], "wandb"), (["tensorboard", "wandb"], "all"), ([], None)):
-        training.report_to = report_to
-        write_options(training, DEFAULTS)
-        assert yaml.safe_load((tmp_path / "config.yaml").read_text()).get("report_to") == expected
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["wandb"])
+    training = parse("--report_to", report_to, folder=str(tmp_path))[2]
+    write_options(training, DEFAULTS)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()).get("report_to", "none") == report_to
+
+
+def test_what_was_switched_off_stays_off(tmp_path, config):
+    """False where the library would decide by itself, and null instead of the script's own default."""
+    given = ("--metric_for_best_model", "audio_to_text_median_rank", "--greater_is_better", "false")
+    training = parse(*config("save_total_limit: null"), *given, folder=str(tmp_path))[2]
+    write_options(training, DEFAULTS)
+    again = parse("--config", str(tmp_path / "config.yaml"), folder=str(tmp_path))[2]
+    for found in (training, again):
+        assert found.greater_is_better is False and found.save_total_limit is None
 
 
 @pytest.mark.parametrize("trace", ["config.yaml", "config.json", "checkpoint-3/model.safetensors"])
@@ -164,7 +174,7 @@ def test_there_is_one_answer_to_sigterm():
 
 
 def test_an_audio_configuration_that_is_not_there():
-    with pytest.raises(ValueError, match=r"--audio_config huge.* 'small', 'tiny'"):
+    with pytest.raises(ValueError, match=r"--audio_config huge.* tiny, small and base"):
         parse("--audio_config", "huge")[0].spectran()
 
 

@@ -2,6 +2,7 @@
 
 import doctest
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,6 +114,26 @@ def test_decoded_columns(classifier, noise, tmp_path):
     same(answer, classifier({"audio": str(tmp_path / "clip.wav")}, top_k=None))
 
 
+class Decoder:
+    """What torchcodec makes of a clip, which can be indexed."""
+
+    def __init__(self, samples: np.ndarray):
+        self.samples = torch.as_tensor(samples)[None]
+
+    def get_all_samples(self):
+        return SimpleNamespace(data=self.samples, sample_rate=16000)
+
+    def __getitem__(self, key):
+        return self.get_all_samples()
+
+
+def test_a_decoder_is_an_utterance(classifier, clips):
+    """An audio column of `datasets` alone, and one of its rows."""
+    expected = classifier([{"audio": clip} for clip in clips[:2]])
+    assert classifier([Decoder(clip) for clip in clips[:2]]) == expected
+    assert classifier(Decoder(clips[0])) == expected[0]
+
+
 @pytest.mark.parametrize(
     ("problem", "num_labels", "function"),
     [
@@ -220,6 +241,29 @@ def test_a_long_recording_can_be_matched_but_not_classified(saved, noise):
         pipe({"audio": noise(6.0)})
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_long_recording_is_classified_in_chunks(saved, noise, batch_size):
+    """Their logits are averaged, in batches that chunks of several utterances share."""
+    model, folder = saved()
+    pipe = pipeline(TASK, model=folder, batch_size=batch_size)
+    long, short = noise(6.0), noise(1.0)
+    chunks = [{"audio": chunk, "text": TEXTS[0]} for chunk in np.array_split(long, 3)]
+    each = [
+        [
+            score["score"]
+            for score in sorted(pipe(chunk, top_k=None, function_to_apply="none"), key=lambda score: score["label"])
+        ]
+        for chunk in chunks
+    ]
+    items = [{"audio": short}, {"audio": long, "text": TEXTS[0]}, {"text": TEXTS[1]}]
+    found = pipe(items, chunk_length_s=2.0, top_k=None, function_to_apply="none")
+    same(found[1], named(torch.tensor(each).mean(0)))
+    for place in (0, 2):
+        same(found[place], pipe(items[place], top_k=None, function_to_apply="none"))
+    asked = {"candidate_texts": TEXTS}
+    same(pipe({"audio": long}, chunk_length_s=2.0, **asked), pipe({"audio": long}, **asked))
+
+
 # Models.
 
 
@@ -296,7 +340,8 @@ def test_an_utterance_that_cannot_be_used(classifier, utterance, error, message)
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_k": 0}, {"top_k": "all"}, {"function_to_apply": "tanh"}, {"score_by": "ear"}]
+    "options",
+    [{"top_k": 0}, {"top_k": "all"}, {"function_to_apply": "tanh"}, {"score_by": "ear"}, {"chunk_length_s": 0}],
 )
 def test_options_that_mean_nothing(classifier, options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -307,6 +352,8 @@ def test_faults_of_zero_shot_classification(classifier, clips):
     for candidate_texts in ([], "the cat", ["the cat", " "], ["the cat", None]):
         with pytest.raises(ValueError, match="must be a list of texts"):
             classifier({"audio": clips[0]}, candidate_texts=candidate_texts)
+    with pytest.raises(ValueError, match=r"\['кот'\] hold no word that the model's tokenizer knows"):
+        classifier({"audio": clips[0]}, candidate_texts=["the cat", "кот"])
     with pytest.raises(ValueError, match="Item 1: .*scored against audio"):
         classifier([{"audio": clips[0]}, {"text": "the cat"}], candidate_texts=TEXTS)
     with pytest.raises(TypeError, match="candidate_labels"):

@@ -6,7 +6,7 @@ import importlib.util
 import numpy as np
 import pytest
 import soundfile
-from example_helpers import read
+from example_helpers import read, rows, write_corpus, write_table
 
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
@@ -51,6 +51,35 @@ def test_texts_are_transcripts_or_rows_of_known_words():
     assert share == pytest.approx(word_corpus.WHOLE, abs=0.03)
     others = [word in WORDS for text in texts if text not in TRANSCRIPTS for word in text.split()]
     assert np.mean(others) == pytest.approx(1 - word_corpus.KNOWN, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["[PAD]", "turn", "##ing", "ing", "on", "Light", "lights"],
+        ["<s>", "Ġturn", "ing", "Ġing", "Ġon", "ĠLight", "Ġlights", "tion"],
+        ["<s>", "▁turn", "ing", "▁ing", "▁on", "▁Light", "▁lights", "tion"],
+    ],
+)
+def test_words_are_whole_in_every_kind_of_vocabulary(pieces):
+    """A piece that only goes on with a word is none: "tion" would be spoken and learned as one."""
+
+    class Tokenizer:
+        def __len__(self):
+            return len(pieces)
+
+        def convert_ids_to_tokens(self, ids):
+            return [pieces[i] for i in ids]
+
+    assert word_corpus.whole_words(Tokenizer()) == ["turn", "ing", "lights"]
+
+
+def test_a_missing_transcript_is_not_spoken(tmp_path):
+    table = rows()
+    table[3]["text"] = ""
+    write_table(write_corpus(tmp_path / "corpus") / "train" / "metadata.csv", table)
+    with pytest.raises(ValueError, match=r"Rows \[3\] of split 'train of .*corpus' have no transcript"):
+        word_corpus.read_transcripts([str(tmp_path / "corpus")])
 
 
 def test_it_is_a_training_split_as_any_other(corpus):

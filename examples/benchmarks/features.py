@@ -22,7 +22,7 @@ from collections.abc import Callable
 import kaldi_native_fbank
 import numpy as np
 import torch
-from report import parse, rate_lines, run
+from report import cpu_name, parse, rate_lines, run
 from timing import interleave
 from transformers import ASTFeatureExtractor, ClapFeatureExtractor, WhisperFeatureExtractor
 
@@ -49,7 +49,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
         seconds = interleave(candidates, options.rounds)
         audio = sum(map(len, batch)) / RATE
         lines += rate_lines("features", case, seconds, audio, [name for name in candidates if name != "CALM"], GOAL)
-    return lines
+    return [entry | {"device": cpu_name()} for entry in lines]  # wherever the models run
 
 
 def draw_audio(lengths: np.ndarray) -> list[np.ndarray]:

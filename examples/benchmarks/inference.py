@@ -113,13 +113,13 @@ def hour(options: argparse.Namespace) -> list[dict]:
 
 def peak_in_process(seconds: int, options: argparse.Namespace) -> int:
     """[`peak_of_call`] in a process of its own."""
-    return int(in_own_process(__file__, ["point", str(seconds), "--device", options.device], options.threads))
+    return int(in_own_process(__file__, ["point", str(seconds), options.device, options.dtype], options.threads))
 
 
-def peak_of_call(seconds: int, device: str) -> int:
+def peak_of_call(seconds: int, device: str, dtype: str) -> int:
     """Bytes that one call of `get_audio_features` needs at its peak above what it finds."""
-    model = small_model().to(device)
-    first, given = (patches(model, length).to(device) for length in (1, seconds))
+    model = small_model().to(device, getattr(torch, dtype))
+    first, given = (patches(model, length).to(device, model.dtype) for length in (1, seconds))
     with torch.no_grad():
         model.get_audio_features(first)
         return peak_above(lambda: model.get_audio_features(given), device)
@@ -167,6 +167,6 @@ def first_embedding(options: argparse.Namespace) -> list[dict]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["point"]:
-        print(peak_of_call(int(sys.argv[2]), sys.argv[4]))
+        print(peak_of_call(int(sys.argv[2]), *sys.argv[3:]))
     else:
         main()

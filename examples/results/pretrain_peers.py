@@ -33,7 +33,7 @@ from peer_encoders import PEERS, build_peer
 from transformers import TrainerCallback, set_seed
 
 from modeling_calm import CalmForPreTraining
-from processing import CalmProcessor, DataCollatorForCalmPreTraining
+from processing import CalmProcessor
 
 sys.path.append(str(Path(__file__).parents[1]))
 from options import (  # noqa: E402
@@ -46,6 +46,7 @@ from options import (  # noqa: E402
 )
 from pretrain import DEFAULTS as PRETRAINING_DEFAULTS  # noqa: E402
 from pretrain import PretrainingArguments, freeze, read_data, retrieval  # noqa: E402
+from scoring import evaluation_collator  # noqa: E402
 from speech_data import DataArguments  # noqa: E402
 from streaming import StreamingArguments  # noqa: E402
 from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments  # noqa: E402
@@ -140,7 +141,7 @@ def build(
 
 
 def trainer_for(model, processor, arguments, training, stopwatch, train, validation) -> CalmTrainer:
-    evaluation = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+    evaluation = evaluation_collator(processor)
     collator = copy.copy(evaluation)
     if arguments.augment:
         collator.waveform_augmentation = WAVEFORM_AUGMENTATION

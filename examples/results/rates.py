@@ -24,19 +24,19 @@ import torch
 from datasets import Dataset
 
 sys.path.append(str(Path(__file__).parents[1]))
+from evaluate import recall_at  # noqa: E402
 from linear_probe import fit_probe  # noqa: E402
-from scoring import batches, embed  # noqa: E402
+from scoring import batches, embed, evaluation_collator, read_by_tokenizer  # noqa: E402
 
 from modeling_calm import CalmForPreTraining  # noqa: E402
 from modeling_calm.spectran_calm import mean_and_deviation  # noqa: E402
-from processing import CalmProcessor, DataCollatorForCalmPreTraining  # noqa: E402
+from processing import CalmProcessor  # noqa: E402
 from processing.bootstrap import bootstrap_interval, paired_bootstrap  # noqa: E402
 from processing.metrics import unweighted_average_recall  # noqa: E402
 from processing.retrieval import audio_text_ranks  # noqa: E402
 
 RATES = ("patches", "sub_tokens", "windows", "acoustic_tokens", "utterance")
 RIDGE = 0.01  # penalty of the ridge; the best of 0.001 to 3 for most rates on the validation split of CMU AN4
-Splits = dict[str, dict[str, np.ndarray]]  # features (N, F) by split and rate
 
 
 def sequences(
@@ -76,11 +76,11 @@ def represent(
     model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int, words: bool
 ) -> dict[str, np.ndarray]:
     """The vector of every clip at every rate, (N, 2 x width) each."""
-    collator = DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
+    collator = evaluation_collator(processor)
     found = {rate: [] for rate in RATES}
     for batch in batches(model, collator, dataset, batch_size):
         for rate, sequence in sequences(model, batch, words).items():
-            found[rate].append(mean_and_deviation(*sequence).cpu())
+            found[rate].append(mean_and_deviation(*sequence).float().cpu())
     return {rate: torch.cat(pieces).numpy() for rate, pieces in found.items()}
 
 
@@ -121,7 +121,7 @@ def words_by_rate(
     models: dict[str, CalmForPreTraining], processor: CalmProcessor, splits: dict[str, Dataset], batch_size: int
 ) -> dict:
     """Audio to text R@1 on `splits["test"]` by a ridge regression from each rate to the text target."""
-    texts = list(splits["test"]["text"])
+    texts = read_by_tokenizer(processor, list(splits["test"]["text"]))
     results = {rate: {} for rate in RATES}
     for name, model in models.items():
         train, test = (represent(model, processor, splits[split], batch_size, False) for split in ("train", "test"))
@@ -130,7 +130,7 @@ def words_by_rate(
         for rate in RATES:
             answers = ridge(train[rate], targets["text_embeds"], test[rate])
             ranks = audio_text_ranks(answers, goal["text_embeds"], texts)
-            interval = bootstrap_interval(lambda ranks: float((ranks <= 1).mean()), ranks)
+            interval = bootstrap_interval(recall_at(1), ranks)
             results[rate][name] = {"audio_to_text_recall@1_interval": interval._asdict()}
     return results
 
