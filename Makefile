@@ -39,7 +39,7 @@ style: $(VENV)/.installed  ## Mend style
 bench: $(VENV)/.installed  ## Speed and memory beside the peers' in transformers: one table, runs/bench.json
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/benchmarks/bench.py --output runs/bench.json
 
-results: $(VENV)/.installed  ## Everything behind the tables, from DATA: two hours on two cores, tables and plots rewritten
+results: $(VENV)/.installed  ## Everything behind the tables, from DATA: two to three hours on two cores, tables and plots rewritten
 	$(BIN)/python examples/results/reproduce.py --data $(DATA) --recipe cpu --output runs/results
 
 ablations: $(VENV)/.installed  ## What each ingredient of pretraining is worth, on validation splits

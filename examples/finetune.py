@@ -44,7 +44,7 @@ class FinetuningArguments(ModelArguments):
             " `--num_train_epochs 0` it stays."
         },
     )
-    augment: bool = field(default=True, metadata={"help": "Speed, level, noise and SpecAugment."})
+    augment: bool = field(default=True, metadata={"help": "Speed, silence, bands, noise, level and SpecAugment."})
 
 
 def describe_labels(train: Dataset, columns: list[str]) -> dict:

@@ -64,8 +64,10 @@ UNSEEN = {
     ),
     "text": (
         " the voice and its words, from the voice alone, or from", " alone", '{"audio": "speech.wav"}, ',
-        '"audio": "speech.wav", ', "import soundfile\n", ", for mono samples at the rate of the model",
-        'waveform, rate = soundfile.read("speech.wav", dtype="float32")\n', "audio=waveform, ", "sampling_rate=rate, ",
+        '"audio": "speech.wav", ', "import soundfile\nimport soxr\n", ", for a mono recording",
+        "rate = processor.feature_extractor.sampling_rate\n",
+        'waveform = soxr.resample(*soundfile.read("speech.wav", dtype="float32"), rate)\n', "audio=waveform, ",
+        "sampling_rate=rate, ",
     ),
 }  # fmt: skip
 

@@ -50,7 +50,7 @@ class PretrainingArguments(ModelArguments):
         default_factory=list,
         metadata={"help": "Data sets whose training split joins that of --dataset; one named twice counts twice."},
     )
-    augment: bool = field(default=True, metadata={"help": "Speed, level, noise and SpecAugment."})
+    augment: bool = field(default=True, metadata={"help": "Speed, silence, bands, noise, level and SpecAugment."})
     audio_text_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     audio_audio_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})
     transcript_loss_weight: float | None = field(default=None, metadata={"help": "Instead of the stage's."})

@@ -134,7 +134,12 @@ def as_waveform(audio: Any, sampling_rate: int = 16000) -> np.ndarray:
 
 
 def split_waveform(waveform: np.ndarray, chunk_length_s: float, sampling_rate: int) -> list[np.ndarray]:
-    """Equal pieces of samples (N,), none longer than `chunk_length_s` seconds: as few as that takes."""
+    """Equal pieces of samples (N,), none longer than `chunk_length_s` seconds: as few as that takes.
+
+    Example:
+        >>> [len(piece) for piece in split_waveform(np.zeros(40000), 1.0, 16000)]
+        [13334, 13333, 13333]
+    """
     longest = max(int(chunk_length_s * sampling_rate), 1)
     return np.array_split(waveform, max(-(-len(waveform) // longest), 1))
 

@@ -217,7 +217,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"`sampling_rate` must be given and be {self.sampling_rate} Hz; it is {sampling_rate}. Resample first,"
-                f' e.g. with `processing.load_audio("speech.wav", sampling_rate={self.sampling_rate})`.'
+                f" e.g. with `soxr.resample(waveform, rate, {self.sampling_rate})`; `processing.load_audio` does it."
             )
         waveforms = [check_waveform(clip, index) for index, clip in enumerate(as_clips(raw_speech))]
         log_mel, num_frames = self.log_mel(waveforms, device)  # (B, F, M), (B,)

@@ -49,7 +49,8 @@ def workspace(config, processor, tone, tmp_path, monkeypatch):
     for model, folder in ((CalmForPreTraining(config), "runs/demo/pretrain"), (classifier, "runs/demo/both")):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    soundfile.write("speech.wav", tone(440), 16000)
+    for name in ("speech.wav", "call.wav"):
+        soundfile.write(name, tone(440), 16000)
 
 
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

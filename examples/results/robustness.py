@@ -35,6 +35,10 @@ from scoring import classify, embed, load_checkpoint  # noqa: E402
 from speech_data import DataArguments, read_split  # noqa: E402
 
 CLEAN = "clean"
+SYSTEMS = {
+    "calm": "CALM", "compared": "from scratch", "calm_probe": "SpecTran, probe", "ast_probe": "ASTModel, probe",
+    "wav2vec2_probe": "Wav2Vec2Model, probe", "egemaps_svm": "eGeMAPS + linear SVM",
+}  # fmt: skip
 TITLES = {"unweighted_average_recall": "UAR", "audio_to_text_recall@1": "R@1"}
 # Rows of clips to answers (seeds, N): classes, or the rank of each clip's transcript.
 System = Callable[[Sequence[dict]], np.ndarray]
@@ -158,7 +162,9 @@ def measure(systems: dict[str, System], rows: Sequence[dict], metric: Callable, 
 
 def as_table(results: dict) -> str:
     """A row a perturbation, a column a system: the figure, and its change with the interval."""
-    systems = {f"{name}, {TITLES[metric]}": found for metric, each in results.items() for name, found in each.items()}
+    systems = {
+        f"{SYSTEMS[name]}, {TITLES[metric]}": found for metric, each in results.items() for name, found in each.items()
+    }
     lines = ["| clips | " + " | ".join(systems) + " |", "|---" * (len(systems) + 1) + "|"]
     for change in (CLEAN, *PERTURBATIONS):
         cells = []

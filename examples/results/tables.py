@@ -1,5 +1,9 @@
 """Results as Markdown."""
 
+from targets import NAMES
+
+UAR = "unweighted_average_recall"
+
 SPACE = {
     "audio_to_text_recall@1": "audio to text R@1",
     "audio_to_text_recall@5": "audio to text R@5",
@@ -22,7 +26,12 @@ ABLATIONS = {
     "word_reading": "word reading",
     "unweighted_average_recall": "UAR, linear probe",
 }
-ENCODERS = {"calm": "SpecTran", "ast": "ASTModel", "wav2vec2": "Wav2Vec2Model"}
+# By their names in the results files.
+SYSTEMS = {
+    "calm": "SpecTran", "ast": "ASTModel", "wav2vec2": "Wav2Vec2Model", "egemaps_svm": NAMES["egemaps_svm"],
+    "log_mel": "mean and deviation of the spectrogram",
+}  # fmt: skip
+CLASSIFIERS = {"calm": "CALM"} | {name: NAMES[name] for name in ("compared", "egemaps_svm")}
 RATES = {
     "words_by_rate": ("words, R@1", "audio_to_text_recall@1_interval"),
     "emotion_by_rate": ("emotion, UAR", "unweighted_average_recall_interval"),
@@ -75,15 +84,32 @@ def length_table(results: dict) -> str:
     return table(rows)
 
 
+def emotion_table(results: dict[str, dict]) -> str:
+    """Classifiers beside their baselines, of `evaluate.py`, by the name of the corpus; and what chance would give."""
+    rows = [["data", "system", "UAR", "CALM's gain"]]
+    for data, report in results.items():
+        for name, title in CLASSIFIERS.items():
+            found = report if name == "calm" else report.get(name)
+            if found is not None:
+                rows.append([data, title, with_interval(found[f"{UAR}_interval"]), gain(found)])
+        classes = report["seeds"][0]["class_names"]
+        rows.append([data, f"chance, {len(classes)} classes", f"{1 / len(classes):.3f}", ""])
+    return table(rows)
+
+
+def gain(found: dict) -> str:
+    """What CALM has above a system that it was compared with."""
+    return with_interval(found["difference"], "+") if "difference" in found else ""
+
+
 def equal_time_table(results: dict) -> str:
     """Probes of CALM and of peers, of `probes.py`, and how many clips each got through, of `pretrain_peers.py`."""
-    rows = [["encoder", "clips it got through", "UAR", "CALM's gain"]]
-    for name, title in ENCODERS.items():
-        found = results if name == "calm" else results.get(name, {})
-        if "clips_seen" in found:
-            seen = ", ".join(f"{clips:,}" for clips in found["clips_seen"])
-            gain = with_interval(found["difference"], "+") if "difference" in found else ""
-            rows.append([title, seen, with_interval(found["unweighted_average_recall_interval"]), gain])
+    rows = [["system", "clips it got through", "UAR", "CALM's gain"]]
+    for name, title in SYSTEMS.items():
+        found = results if name == "calm" else results.get(name)
+        if found is not None:
+            seen = ", ".join(f"{clips:,}" for clips in found.get("clips_seen", []))
+            rows.append([title, seen, with_interval(found[f"{UAR}_interval"]), gain(found)])
     return table(rows)
 
 

@@ -24,7 +24,15 @@ from typing import Any
 
 import torch
 from robustness import as_table as robustness_table
-from tables import ablations_table, equal_time_table, length_table, rates_table, space_table, targets_table
+from tables import (
+    ablations_table,
+    emotion_table,
+    equal_time_table,
+    length_table,
+    rates_table,
+    space_table,
+    targets_table,
+)
 from targets import judge
 
 EXAMPLES = Path(__file__).parents[1]
@@ -161,6 +169,9 @@ def publish(report: dict, results: Path, published: Path) -> list[str]:
 def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
     """Every table but that of the targets, under a line that says what it shows."""
     found = []
+    emotions = {data: report["results"] for (part, data), report in reports.items() if part == "emotion"}
+    if emotions:
+        found.append(f"**Emotions** beside baselines and chance:\n\n{emotion_table(emotions)}")
     for (part, data), report in reports.items():
         results = report["results"]
         if part == "alignment":
@@ -172,15 +183,15 @@ def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
             found.append(f"**Over the length of the clips**, {data}, by embeddings:\n\n{length_table(results)}")
         elif part == "equal_time":
             found.append(
-                f"**After equal time** on the same clips from random weights, each one run; linear probes, {data}:\n\n"
+                f"**After equal time** on the same clips from random weights; linear probes, {data}:\n\n"
                 f"{equal_time_table(results)}"
             )
         elif part == "robustness":
             found.append(
                 f"**Perturbed recordings**: UAR on {data}, R@1 by embeddings on"
                 f" {data_name(report['arguments'].get('retrieval_dataset') or data)}. The probes are those after equal"
-                " time, fitted on clean clips, and without a space of words to search in. In brackets the interval of"
-                f" clean clips, and of the others the change:\n\n{robustness_table(results)}"
+                " time, fitted on clean clips; their encoders have no text embeddings to search. In brackets the"
+                f" interval of clean clips, and of the others the change:\n\n{robustness_table(results)}"
             )
         elif part == "ablations":
             seeds = len(next(iter(results["base"].values()))["seeds"])
@@ -230,7 +241,8 @@ def main(argv: list[str] | None = None) -> dict:
     intro = (
         f"Written by `examples/results/write_report.py` at {commit} with {libraries}, on"
         f" {made_on['gpu'] or made_on['cpu']}, {made_on['cores']} cores."
-        " Test splits, speakers that no training saw; 95 % bootstrap intervals over the clips."
+        " Test splits, speakers that no training saw; 95 % bootstrap intervals over the clips:"
+        " what other clips of these speakers would change, not what other speakers or trainings would."
     )
     if report["seconds"]:
         intro += f" Its steps took {sum(report['seconds'].values()) / 60:.0f} minutes."
