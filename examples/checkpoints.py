@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch.distributed import DistError
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     get_last_checkpoint,
@@ -70,6 +71,16 @@ def find_damage(checkpoint: Path) -> str | None:
         if found != digest:
             return f"'{name}' is not what was written there"
     return None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Refuse to start from a checkpoint of a run that does not match its seal.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if folder.name.startswith(PREFIX_CHECKPOINT_DIR) and folder.is_dir() and (damage := find_damage(folder)):
+        raise ValueError(f"'{folder}' is damaged: {damage}. Give an older checkpoint, or the folder of the run.")
 
 
 def last_whole_checkpoint(run: Path) -> str | None:
@@ -129,6 +140,9 @@ class SealingTrainer(Trainer):
         self.args.save_total_limit = None
         try:
             with writing(checkpoint):
+                for callback in self.callback_handler.callbacks:  # one that is new since the run was resumed
+                    if isinstance(callback, ExportableState):
+                        self.state.stateful_callbacks.setdefault(type(callback).__name__, {})
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # every rank writes its random states
                 if self.args.should_save:

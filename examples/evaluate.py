@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from finetune import encode_labels, fit_labels, flat, scores
+from finetune import best_metric, encode_labels, fit_labels, flat, scores
 from linear_probe import egemaps_functionals, fit_probe
 from options import parse_arguments, weights_digest, write_json
 from scoring import (
@@ -28,6 +28,7 @@ from scoring import (
     word_reading,
 )
 from speech_data import DataArguments, read_split
+from transformers import PreTrainedConfig
 
 from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 from processing import CalmProcessor
@@ -70,12 +71,6 @@ def over_seeds(each: list[dict]) -> dict[str, float]:
     }
 
 
-def refuse_comparison(arguments: EvaluationArguments) -> None:
-    """Say that what was asked for is not done, rather than leave it out of the report."""
-    if arguments.egemaps or arguments.compare_models:
-        raise ValueError("`--egemaps` and `--compare_models` compare classifiers of one class a clip only.")
-
-
 @dataclass
 class AlignedSpace:
     """What one model makes of the N clips of a split.
@@ -111,7 +106,7 @@ def measure_space(
     }
     reading_ranks = None
     if model.config.transcript_loss_weight:
-        similarity, said = read_transcripts(model, processor, dataset, batch_size)
+        similarity, said = read_transcripts(model, processor, dataset, list(dataset["text"]), batch_size)
         reading_ranks = retrieval_ranks(similarity, said)
         scores |= both_directions(similarity, said, "reading_")
     return AlignedSpace(scores, audio_text_ranks(audio, text, texts), reading_ranks, words)
@@ -123,10 +118,14 @@ def recall_at(k: int) -> Callable[[np.ndarray], float]:
 
 
 def evaluate_alignment(arguments: EvaluationArguments, data: DataArguments) -> dict:
-    """Retrieval, geometry and word reading: means over seeds; intervals for the words of a clip and its tokens."""
-    refuse_comparison(arguments)
-    if arguments.modalities is not None or arguments.chunk_length_s is not None:
-        raise ValueError("`--modalities` and `--chunk_length_s` are for classifiers; leave them out.")
+    """Retrieval, geometry and word reading: means over seeds; intervals for the words of a clip and its tokens.
+
+    Raises:
+        ValueError: for options of classifiers, which would otherwise be left undone.
+    """
+    options = ("compare_models", "egemaps", "modalities", "chunk_length_s")
+    if given := [f"--{name}" for name in options if getattr(arguments, name)]:
+        raise ValueError(f"'{arguments.models[0]}' is no classifier: leave out {' and '.join(given)}.")
     each = []
     for folder in arguments.models:
         model, processor = load_checkpoint(folder, CalmForPreTraining)
@@ -195,32 +194,38 @@ def egemaps_predictions(data: DataArguments, split: str, label2id: dict[str, int
 
 
 def evaluate_classifiers(arguments: EvaluationArguments, data: DataArguments) -> dict:
-    """The metrics of the problem, means over seeds; for classes UAR with its interval, and paired comparisons."""
+    """The metrics of the problem, means over seeds; the first of them with its interval, and paired comparisons."""
     logits, labels, config = classify_with(arguments.models, arguments, data)
     each = [scores(config, one, labels) for one in logits]
     results = {**over_seeds(each), "seeds": each}
-    if config.problem_type != "single_label_classification":
-        refuse_comparison(arguments)
-        return results
-    predictions = logits.argmax(-1)  # (S, N)
-    results["unweighted_average_recall_interval"] = bootstrap_interval(
-        unweighted_average_recall, labels, predictions
-    )._asdict()
+    name, metric, answer = interval_metric(config)
+    answers = answer(logits)
+    results[f"{name}_interval"] = bootstrap_interval(metric, labels, answers)._asdict()
     others = {}
     if arguments.compare_models:
         compared, _, _ = classify_with(arguments.compare_models, arguments, data, config.label2id)
-        others["compared"] = compared.argmax(-1)
+        others["compared"] = answer(compared)
     if arguments.egemaps:
+        if config.problem_type != "single_label_classification":
+            raise ValueError("`--egemaps` tells classes, one an utterance; leave it out.")
         others["egemaps_svm"] = egemaps_predictions(data, arguments.split, config.label2id)
-    for name, other in others.items():
-        interval = bootstrap_interval(unweighted_average_recall, labels, other)
-        difference = paired_bootstrap(unweighted_average_recall, labels, predictions, other)
-        results[name] = {
-            "unweighted_average_recall_interval": interval._asdict(),
+    for system, other in others.items():
+        difference = paired_bootstrap(metric, labels, answers, other)
+        results[system] = {
+            f"{name}_interval": bootstrap_interval(metric, labels, other)._asdict(),
             "difference": difference._asdict(),
             "above": difference.above_zero,
         }
     return results
+
+
+def interval_metric(config: PreTrainedConfig) -> tuple[str, Callable, Callable]:
+    """The metric that chooses checkpoints: its name, itself of labels and answers, what makes answers of logits."""
+    name = best_metric(config.problem_type)
+    if config.problem_type == "single_label_classification":
+        return name, unweighted_average_recall, lambda logits: logits.argmax(-1)
+    # Scores of several targets, thresholds of several labels: `scores` makes both of what the head gives.
+    return name, lambda labels, logits: scores(config, logits, labels)[name], lambda logits: logits
 
 
 def as_table(results: dict) -> str:
@@ -230,9 +235,11 @@ def as_table(results: dict) -> str:
         if name.endswith("_interval"):
             lines.append(f"| {name} | {value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}] |")
         elif isinstance(value, dict) and "difference" in value:
-            uar, gain = value["unweighted_average_recall_interval"], value["difference"]
+            (measure,) = (key for key in value if key.endswith("_interval"))
+            found, gain = value[measure], value["difference"]
             lines.append(
-                f"| {name}: unweighted_average_recall | {uar['estimate']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}] |"
+                f"| {name}: {measure.removesuffix('_interval')} |"
+                f" {found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}] |"
             )
             lines.append(
                 f"| gain over {name} | {gain['estimate']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"

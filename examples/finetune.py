@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset
 from discriminant import fit_classifier
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
-from speech_data import DataArguments, read_split
+from speech_data import DataArguments, read_split, warn_of_shared_speakers
 from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments, refuse_long
 from transformers import set_seed
 
@@ -148,6 +148,7 @@ def main(argv: list[str] | None = None) -> dict:
             read_split(data, split, rate, text=text, label=True)
             for split in (data.train_split, data.validation_split, data.test_split)
         )
+    warn_of_shared_speakers({data.train_split: train, data.validation_split: validation, data.test_split: test})
     head = describe_labels(train, data.label_columns())
     train, validation, test = (
         fit_labels(dataset, head["problem_type"], head["label2id"], split)

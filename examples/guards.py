@@ -133,7 +133,7 @@ class SkipNonFinite(TrainerCallback, ExportableState):
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         clips = gather_object(clips)  # the contrast is among the clips of all ranks
-        what = "gradient" if finite[:-1].all() else "loss"
+        what = "loss" if on_any_rank(not finite[:-1].all().item(), norm.device) else "gradient"
         logger.warning("Step %d is skipped, its %s is not finite. Its clips: %s", step, what, ", ".join(clips))
         if self.skipped_in_a_row > max_in_a_row:
             raise FloatingPointError(

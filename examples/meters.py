@@ -5,7 +5,7 @@ All numbers are of all ranks, over the micro-batches since the last log.
 
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 
 import torch
 from accelerate.utils import gather
@@ -30,25 +30,25 @@ class TermMeter:
     NAMES = ("loss", *LOSS_TERMS, "audio_embeds_cosine")
 
     def __init__(self):
-        self.values = defaultdict(list)
+        self.sums = {}  # by name, total and count
 
     def see(self, outputs: dict[str, torch.Tensor]) -> None:
         """Take note of the model's outputs for a micro-batch."""
-        for name in ("loss", *LOSS_TERMS):
-            if outputs.get(name) is not None:
-                self.values[name].append(outputs[name].detach().float())
+        given = {name: outputs.get(name) for name in ("loss", *LOSS_TERMS)}
+        found = {name: value.detach().float() for name, value in given.items() if value is not None}
         if outputs.get("audio_embeds") is not None:
-            self.values["audio_embeds_cosine"].append(mean_cosine(outputs["audio_embeds"].detach()))
+            found["audio_embeds_cosine"] = mean_cosine(outputs["audio_embeds"].detach())
+        for name, value in found.items():
+            finite = value.isfinite()
+            self.sums[name] = self.sums.get(name, 0) + torch.stack([value.where(finite, 0), finite])
 
     def report(self, device: torch.device) -> dict[str, float]:
         """The means since the last report, without values that are not finite: those steps were skipped."""
         sums = torch.zeros(len(self.NAMES), 2, device=device)  # total and count
         for place, name in enumerate(self.NAMES):
-            if self.values[name]:
-                values = torch.stack(self.values[name])
-                finite = values.isfinite()
-                sums[place] = torch.stack([values.where(finite, 0).sum(), finite.sum()])
-        self.values.clear()
+            if name in self.sums:
+                sums[place] = self.sums[name]
+        self.sums.clear()
         totals = gather(sums[None]).sum(0).tolist()
         return {name: total / count for name, (total, count) in zip(self.NAMES, totals, strict=True) if count}
 

@@ -95,8 +95,8 @@ def start_run(training: TrainingArguments) -> str | None:
     """Refuse a folder that holds another run, and find the last whole checkpoint to resume from.
 
     Raises:
-        ValueError: if `output_dir` already holds a run or a model and `--resume` is not given, or is not the folder
-            in which the first rank found the checkpoint.
+        ValueError: if `output_dir` already holds a run or a model and `--resume` is not given; if it holds a run that
+            is over and has no checkpoint, or is not the folder in which the first rank found the checkpoint.
     """
     folder = Path(training.output_dir)
     if training.resume:
@@ -107,6 +107,10 @@ def start_run(training: TrainingArguments) -> str | None:
             raise ValueError(
                 f"Rank {training.process_index} does not see '{found[0]}', which the first rank goes on from. Let all"
                 " nodes share `--output_dir`."
+            )
+        if found[0] is None and (folder / "results.json").exists():
+            raise ValueError(
+                f"'{folder}' holds a run that is over, and no checkpoint to go on from. Choose another `--output_dir`."
             )
         return found[0]
     if any(next(folder.glob(trace), None) for trace in ("config.yaml", "config.json", "checkpoint-*")):

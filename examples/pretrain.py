@@ -17,7 +17,7 @@ from datasets import Dataset
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
 from scoring import evaluation_collator
 from shards import find_shards
-from speech_data import DataArguments, join, read_features, read_split
+from speech_data import DataArguments, join, read_features, read_split, warn_of_shared_speakers
 from speech_features import check_extractor
 from speech_stream import SpeechStream
 from streaming import StreamCallback, StreamingArguments, open_stream
@@ -122,7 +122,8 @@ def read_data(
     if column is not None:
         asked = {(source.dataset, split) for source, split in [*sources, (data, data.train_split)]}
         for source, name in {(source, part.partition("[")[0]) for source, split in asked for part in split.split("+")}:
-            check_extractor(find_shards(source, name, data.dataset_config)[0], extractor)
+            for file in find_shards(source, name, data.dataset_config):
+                check_extractor(file, extractor)
     with training.main_process_first(desc="reading the audio"):
         validation, *train = [
             read_features(source, split, column) if column else read_split(source, split, extractor.sampling_rate)
@@ -130,7 +131,11 @@ def read_data(
         ]
     for dataset, (_, split) in zip((validation, *train), sources, strict=True):
         refuse_unreadable(dataset, processor.tokenizer, split)
-    return open_stream(data, streaming, training) if streaming.streaming else join(train), validation
+    if streaming.streaming:
+        return open_stream(data, streaming, training), validation
+    train = join(train)
+    warn_of_shared_speakers({data.train_split: train, data.validation_split: validation})
+    return train, validation
 
 
 def retrieval(tokenizer, prediction) -> dict[str, float]:

@@ -105,11 +105,15 @@ def embed(
 
 
 def read_transcripts(
-    model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int
+    model: CalmForPreTraining, processor: CalmProcessor, rows: Dataset | list[dict], said: list[str], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How well every distinct transcript can be read from every clip, and which is said where, (N, texts) each."""
-    transcripts, texts = read_by_tokenizer(processor, list(dataset["text"])), {}
-    for transcript, text in zip(transcripts, dataset["text"], strict=True):
+    """How well every distinct transcript can be read from every clip, and which is said where, (N, texts) each.
+
+    Args:
+        said: the transcript of each row.
+    """
+    transcripts, texts = read_by_tokenizer(processor, said), {}
+    for transcript, text in zip(transcripts, said, strict=True):
         texts.setdefault(transcript, text)
     words = processor(text=list(texts.values()), return_tensors="pt", padding=True).to(model.device)
     collator = evaluation_collator(processor)
@@ -117,10 +121,10 @@ def read_transcripts(
         model.score_transcripts(
             words["input_ids"], batch["input_features"], words["attention_mask"], batch["input_features_mask"]
         )
-        for batch in batches(model, collator, dataset, batch_size)
+        for batch in batches(model, collator, rows, batch_size)
     ]
-    said = np.array([[text == transcript for text in texts] for transcript in transcripts])
-    return torch.cat(scores).cpu().numpy(), said
+    where = np.array([[text == transcript for text in texts] for transcript in transcripts])
+    return torch.cat(scores).cpu().numpy(), where
 
 
 @torch.no_grad()

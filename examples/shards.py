@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,7 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Audio, Dataset, Features, IterableDataset, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetsError
-from datasets.packaged_modules.webdataset.webdataset import base_plus_ext
+from datasets.packaged_modules.webdataset.webdataset import (
+    EXTENSION_TO_COMPRESSION_FS_FILE_CLS,
+    WebDataset,
+    base_plus_ext,
+)
 
 SHARD_FORMATS = (".parquet", ".tar")
 REPORT = "preparation.json"  # what prepare_data.py leaves beside its shards; no manifest
@@ -161,9 +166,11 @@ def count_samples(file: str) -> int:
     archive made to harm, and `datasets` would leave links out without a word.
 
     Raises:
-        ValueError: for a member with an absolute name or `..` in it, a link or a device; for a damaged archive.
+        ValueError: for a member with an absolute name or `..` in it, a link or a device, one that grows when it is
+            read (sparse or compressed); if the first samples have other fields than one another; for a damaged
+            archive.
     """
-    keys = []
+    members = []
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
@@ -178,11 +185,24 @@ def count_samples(file: str) -> int:
                         f"'{file}' is refused: its member '{member.name}' is a link or a device, not a file. Pack it"
                         " anew with `tar --dereference --hard-dereference`."
                     )
+                if member.issparse() or path.suffix.lower() in EXTENSION_TO_COMPRESSION_FS_FILE_CLS:
+                    raise ValueError(
+                        f"'{file}' is refused: its member '{member.name}' is compressed or sparse, and could fill the"
+                        " memory when it is read. Pack it anew as it is."
+                    )
                 if member.isreg() and not path.name.startswith((".", "__")):  # which `datasets` passes over
-                    keys.append(base_plus_ext(member.name)[0])
+                    members.append(base_plus_ext(member.name))
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"'{file}' cannot be read as a tar archive: {error}") from error
-    return sum(1 for _ in groupby(key for key in keys if key is not None))
+    found = groupby((member for member in members if member[0] is not None), key=itemgetter(0))
+    samples = [sorted(field for _, field in sample) for _, sample in found]
+    first = samples[: WebDataset.NUM_EXAMPLES_FOR_FEATURES_INFERENCE]
+    if any(fields != first[0] for fields in first):
+        raise ValueError(
+            f"'{file}' is refused: one of its first {len(first)} samples has other fields than the first,"
+            f" {first[0]}, and `datasets` takes those of all for them. Pack it anew with samples alike."
+        )
+    return len(samples)
 
 
 def read_rows(file: str, start: int, stop: int, columns: list[str]) -> Iterator[dict]:
@@ -205,9 +225,12 @@ def read_rows(file: str, start: int, stop: int, columns: list[str]) -> Iterator[
 def _read_tar(file: str, start: int, stop: int) -> Iterator[dict]:
     dataset = load_undecoded("webdataset", "train", f"'{file}' cannot be read", data_files=[file], streaming=True)
     # Not `iter(dataset)`: in a worker of a DataLoader that would share the rows out among the workers once more.
-    for batch in dataset.skip(start).take(stop - start).iter(READ_ROWS):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
+    try:
+        for batch in dataset.skip(start).take(stop - start).iter(READ_ROWS):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+    except (OSError, ValueError) as error:  # such as a text that is not UTF-8
+        raise ValueError(f"'{file}' cannot be read between samples {start} and {stop}: {error}") from error
 
 
 def _read_parquet(file: str, start: int, stop: int, columns: list[str]) -> Iterator[dict]:

@@ -7,12 +7,13 @@ waveforms in the cache of `datasets`, which is memory-mapped. A file that change
 import hashlib
 import logging
 import os
+from itertools import combinations
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Sequence, Value, concatenate_datasets
 from speech_sources import DataArguments, load_split
 
-from processing import AudioError, load_audio
+from processing import AudioError, CalmProcessor, WaveformAugmentation, load_audio
 
 __all__ = ["DataArguments", "check_columns", "join", "read_features", "read_split"]
 
@@ -123,6 +124,28 @@ def join(datasets: list[Dataset]) -> Dataset:
     columns = [name for name in datasets[0].column_names if all(name in other.column_names for other in datasets)]
     joined = concatenate_datasets([dataset.select_columns(columns) for dataset in datasets])
     return joined.remove_columns("row").add_column("row", list(range(len(joined))))
+
+
+def warn_of_shared_speakers(splits: dict[str, Dataset]) -> None:
+    """Warn where splits share speakers, by the column `speaker`: their figures tell how well voices are remembered."""
+    speakers = {name: set(split["speaker"]) for name, split in splits.items() if "speaker" in split.column_names}
+    for one, other in combinations(speakers, 2):
+        shared = sorted(map(str, (speakers[one] & speakers[other]) - {None, ""}))
+        if shared:
+            logger.warning(
+                "%d speakers are in split '%s' and in '%s' too, %s the first: on strangers figures will be lower.",
+                len(shared), one, other, shared[0],
+            )  # fmt: skip
+
+
+def tokens_needed(
+    processor: CalmProcessor, seconds: np.ndarray, texts: list[str] | None, augmentation: WaveformAugmentation | None
+) -> np.ndarray:
+    """Lexical and acoustic tokens (N,) that utterances of so many seconds (N,) can come to need."""
+    extractor = processor.feature_extractor
+    longest = seconds if augmentation is None else augmentation.longest(seconds)
+    tokens = np.ceil(longest * extractor.sampling_rate / (extractor.token_frames * extractor.hop_length))
+    return tokens if texts is None else tokens + processor(text=texts, return_tensors="np")["attention_mask"].sum(-1)
 
 
 def refuse_missing(values: list, column: str, split: str, what: str) -> None:

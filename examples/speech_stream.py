@@ -19,7 +19,7 @@ A worker of a resumed run opens its run of rows at the window where it stopped: 
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
@@ -33,7 +33,7 @@ from stream_collation import REASONS, StreamCollator
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import TrainingArguments
 
-from processing import CalmProcessor
+from processing import CalmProcessor, SeededCollator
 
 
 @dataclass(eq=False)
@@ -175,11 +175,14 @@ class SpeechStream(IterableDataset):
             "id": f"row {position} of '{file}'" + (f" ('{name}')" if name else ""),
         }
 
-    def dataloader(self, collator: Callable, processor: CalmProcessor, training: TrainingArguments) -> DataLoader:
+    def dataloader(
+        self, collator: SeededCollator, processor: CalmProcessor, training: TrainingArguments, max_tokens: int | None
+    ) -> DataLoader:
         """The batches of this rank on its device; nothing is left for `accelerate` to split.
 
         Args:
             collator: called with decoded rows; see [`StreamCollator`].
+            max_tokens: that the language model has room for, where it runs.
         """
         self.refused = torch.zeros(max(training.dataloader_num_workers, 1), len(REASONS), dtype=torch.long)
         loader = DataLoader(
@@ -192,6 +195,7 @@ class SpeechStream(IterableDataset):
                 self.refused.share_memory_(),
                 skip_bad_audio=self.arguments.skip_bad_audio,
                 features=self.features_column is not None,
+                max_tokens=max_tokens,
             ),
             num_workers=training.dataloader_num_workers,
             pin_memory=training.dataloader_pin_memory,

@@ -1,18 +1,20 @@
 """From the undecoded rows of a stream to a batch: decoding, and refusals."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from speech_data import tokens_needed
 from torch.utils.data import get_worker_info
 
-from processing import AudioError, CalmProcessor, load_audio
+from processing import AudioError, CalmProcessor, SeededCollator, load_audio
 from processing.collation import as_patches
 
 logger = logging.getLogger(__name__)
 
-REASONS = ("audio", "transcript", "tokenizer")  # why a row is refused
+REASONS = ("audio", "transcript", "tokenizer", "length")  # why a row is refused
 
 
 @dataclass
@@ -30,16 +32,19 @@ class StreamCollator:
             has numbers of its own.
         skip_bad_audio: whether to go on without refused rows.
         features: whether the rows hold features instead of audio.
+        max_tokens: that the language model has room for, where it runs; an utterance that could need more, as long as
+            augmentation makes it, would end the run.
 
     Raises (a call):
         ValueError: for a refused row, naming it and its shard, unless `skip_bad_audio`; for a batch of nothing else.
     """
 
-    collator: Callable[[list[dict]], dict]
+    collator: SeededCollator
     processor: CalmProcessor
     refused: torch.Tensor
     skip_bad_audio: bool = False
     features: bool = False
+    max_tokens: int | None = None
 
     def __call__(self, rows: list[dict | None]) -> dict[str, torch.Tensor]:
         if rows[0] is None:
@@ -78,10 +83,24 @@ class StreamCollator:
         try:
             found = {"text": str(text), "row": row["row"], "file_name": row["id"]}
             if self.features:
-                return None, found | {"input_features": as_patches(audio)}
+                found["input_features"] = as_patches(audio)
+                return self._check_length(found, len(found["input_features"]) / self._patches_per_second())
             if not isinstance(audio, Mapping) or audio.get("bytes") is None:
                 return "audio", "no bytes of audio; files that a shard names are not opened"
-            waveform = load_audio(audio, self.processor.feature_extractor.sampling_rate)
-            return None, found | {"audio": waveform}
+            rate = self.processor.feature_extractor.sampling_rate
+            found["audio"] = load_audio(audio, rate)
+            return self._check_length(found, len(found["audio"]) / rate)
         except (AudioError, TypeError, ValueError) as error:
             return "audio", str(error)
+
+    def _patches_per_second(self) -> float:
+        extractor = self.processor.feature_extractor
+        return extractor.patches_per_token * extractor.sampling_rate / (extractor.token_frames * extractor.hop_length)
+
+    def _check_length(self, row: dict, seconds: float) -> tuple[str | None, dict | str]:
+        augmentation = self.collator.collator.waveform_augmentation
+        if self.max_tokens is not None:
+            (tokens,) = tokens_needed(self.processor, np.array([seconds]), [row["text"]], augmentation)
+            if tokens > self.max_tokens:
+                return "length", f"{seconds:.1f} s and its words may need {tokens:.0f} of {self.max_tokens} positions"
+        return None, row

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from checkpoints import SealingTrainer, writing
+from checkpoints import SealingTrainer, refuse_damaged, writing
 from datasets import Dataset
 from demo_corpus import demo_language_model
 from fsdp import shard_layers
@@ -19,6 +19,7 @@ from guards import SkipNonFinite, StopOnSigterm, WarnOfCollapse, isolate_workers
 from meters import TermMeter, WorkMeter
 from options import weights_digest, write_json
 from scoring import load_processor
+from speech_data import tokens_needed
 from torch.utils.data import IterableDataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -76,10 +77,11 @@ class ModelArguments:
         In float32 however it was stored: small steps are lost on half weights. `--bf16` computes in half precision.
 
         Raises:
-            ValueError: if weights below the head do not fit the checkpoint's configuration.
+            ValueError: if weights below the head do not fit the checkpoint's configuration, or were damaged.
         """
         settings.setdefault("dtype", torch.float32)
         if self.model is not None:
+            refuse_damaged(Path(self.model))
             options = {"ignore_mismatched_sizes": True, "output_loading_info": True, **settings}
             model, report = kind.from_pretrained(self.model, **options)
             # A classifier of other classes may be gone on with: its head alone does not fit, and starts anew.
@@ -103,12 +105,9 @@ def refuse_long(dataset: Dataset, split: str, model: CalmModel, processor: CalmP
     limit = model.max_tokens()
     if limit is None or "duration" not in dataset.column_names:
         return
-    seconds = np.asarray(dataset["duration"])
-    if augmented:
-        seconds = WAVEFORM_AUGMENTATION.longest(seconds)
-    tokens = np.ceil(seconds / model.config.audio_config.seconds_per_token)
-    if "text" in dataset.column_names:
-        tokens += processor(text=list(dataset["text"]), return_tensors="np")["attention_mask"].sum(-1)
+    texts = list(dataset["text"]) if "text" in dataset.column_names else None
+    augmentation = WAVEFORM_AUGMENTATION if augmented else None
+    tokens = tokens_needed(processor, np.asarray(dataset["duration"]), texts, augmentation)
     long = {i: dataset[i]["duration"] for i in np.flatnonzero(tokens > limit).tolist()}
     if long:
         listing = "\n".join(f"  row {i}: {duration:.1f} s" for i, duration in long.items())
@@ -190,7 +189,10 @@ class CalmTrainer(SealingTrainer):
     def get_train_dataloader(self):
         if isinstance(self.train_dataset, IterableDataset):  # a stream, which is split among the ranks already
             self.train_dataset.batch_size = self._train_batch_size  # which `auto_find_batch_size` lowers
-            return isolate_workers(self.train_dataset.dataloader(self.data_collator, self.processing_class, self.args))
+            fused = any(parameter.requires_grad for parameter in self.model.calm.text_model.parameters())
+            limit = self.model.calm.max_tokens() if fused else None
+            loader = self.train_dataset.dataloader(self.data_collator, self.processing_class, self.args, limit)
+            return isolate_workers(loader)
         return super().get_train_dataloader()
 
     def num_examples(self, dataloader):
@@ -208,6 +210,8 @@ class CalmTrainer(SealingTrainer):
 
     def _run_epoch(self, **kwargs):
         early = self._callback(EarlyStoppingCallback)
+        if early is not None:  # which brings the patience that it had when it was saved
+            early.early_stopping_patience = self.args.early_stopping_patience
         if self.state.global_step >= self.state.max_steps or (
             early is not None and early.early_stopping_patience_counter >= early.early_stopping_patience
         ):

@@ -1,8 +1,8 @@
-"""The loss terms of CALM, exact over any number of ranks.
+"""The loss terms of CALM, exact over any number of ranks; and that of a classifier, over the clips of its own rank.
 
-Every term is a sum over items divided by the number of items on all ranks. A rank sums its own items against the keys
-of all ranks and multiplies by the number of ranks; data-parallel training averages the ranks' gradients, which gives
-the gradient of one process that holds the whole batch.
+Every term of pretraining is a sum over items divided by the number of items on all ranks. A rank sums its own items
+against the keys of all ranks and multiplies by the number of ranks; data-parallel training averages the ranks'
+gradients, which gives the gradient of one process that holds the whole batch.
 
 Dimensions: N queries, K keys, E width of the embeddings.
 """

@@ -331,7 +331,8 @@ class CalmModel(CalmPreTrainedModel):
 
         Raises:
             ValueError: if a row, or the call, has neither text nor audio; if the numbers of rows differ; if a row has
-                more tokens than the language model has positions; if the patches do not fit the model.
+                more tokens than the language model has positions; if the patches do not fit the model. A compiled or
+                exported graph cannot tell what a row holds, and refuses none.
         """
         if input_ids is None and input_features is None:
             raise ValueError("Give `input_ids`, `input_features` or both.")
@@ -568,8 +569,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
             return_loss: whether to compute the terms.
 
         Raises:
-            ValueError: for a training batch of one clip, which leaves the contrast without negatives, or one whose
-                inputs have different numbers of rows.
+            ValueError: for a training batch of one clip, which leaves the contrast with texts without negatives, or
+                one whose inputs have different numbers of rows.
         """
         given = {
             "input_ids": input_ids, "input_features": input_features, "attention_mask": attention_mask,

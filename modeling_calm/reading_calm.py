@@ -100,9 +100,10 @@ def transcript_losses(
     twice = (pieces[1:] == pieces[:-1]) & (owners[1:] == owners[:-1])
     needed = num_pieces + torch.zeros_like(num_pieces).index_add(0, owners[1:], twice.long())
     fits = (num_pieces > 0) & (needed <= num_tokens)
-    losses = ctc_loss(
-        log_probabilities.transpose(0, 1), pieces, num_tokens, num_pieces, reduction="none", zero_infinity=True
-    )
+    # On CUDA its gradient is not deterministic, and refused where that is asked for.
+    device = "cpu" if torch.are_deterministic_algorithms_enabled() else ids.device
+    given = (given.to(device) for given in (log_probabilities.transpose(0, 1), pieces, num_tokens, num_pieces))
+    losses = ctc_loss(*given, reduction="none", zero_infinity=True).to(ids.device)
     # torch's gradient is that of a whole softmax's logits: its slopes hold each probability once, which cancels there
     # and not in a part of the softmax. A term of value zero takes it out.
     real = torch.arange(log_probabilities.shape[1], device=ids.device) < num_tokens.unsqueeze(-1)  # (B, T)

@@ -9,6 +9,7 @@ otherwise turn into a plausible but wrong embedding.
 import io
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -131,6 +132,13 @@ def as_waveform(audio: Any, sampling_rate: int = 16000) -> np.ndarray:
     if isinstance(audio, list) or hasattr(audio, "__array__"):
         return np.asarray(audio)
     return load_audio(audio, sampling_rate=sampling_rate)
+
+
+def audio_of(row: Mapping) -> Any:
+    """The `audio` of a row; samples get the `sampling_rate` (Hz) that stands beside them."""
+    audio, rate = row.get("audio"), row.get("sampling_rate")
+    samples = isinstance(audio, list) or hasattr(audio, "__array__")
+    return {"array": audio, "sampling_rate": rate} if samples and rate is not None else audio
 
 
 def split_waveform(waveform: np.ndarray, chunk_length_s: float, sampling_rate: int) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling
 
-from .audio import as_waveform
+from .audio import as_waveform, audio_of
 from .augmentation import SpecAugment, WaveformAugmentation
 from .waveforms_calm import check_waveform
 
@@ -65,7 +65,7 @@ class _Collator:
         if any(row.get("input_features") is not None for row in rows):
             batch.update(self._pad_features([row.get("input_features") for row in rows], generator))
         elif any("audio" in row or "input_features" in row for row in rows):
-            batch.update(self._extract_features([row.get("audio") for row in rows], generator))
+            batch.update(self._extract_features([audio_of(row) for row in rows], generator))
         if not batch:
             raise ValueError("No row of the batch has `audio` or `text`.")
         return batch
@@ -123,8 +123,8 @@ class DataCollatorForCalmPreTraining(_Collator):
         waveform_augmentation, spec_augment (*optional*): for training.
         mlm_probability (`float`, defaults to 0.15): share of lexical tokens masked (80 % [MASK], 10 % random, 10 %
             kept: Devlin et al. 2019, section 3.1); 0 gives no `labels`.
-        mask_time_prob (`float`, defaults to 0.15): share of acoustic tokens masked, as Wav2Vec2 does; 0 gives no
-            `mask_time_indices`.
+        mask_time_prob (`float`, defaults to 0.15): share of acoustic tokens masked, as Wav2Vec2 does, one span a
+            clip at least; 0 gives no `mask_time_indices`.
         mask_time_length (`int`, defaults to 1): acoustic tokens in a masked span.
         draw_pairs (`bool`, defaults to `True`): whether to draw the neighbouring windows, `pair_indices`. With every
             mask off and no pairs, as in evaluation, a batch is a function of its rows.

@@ -38,7 +38,8 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate (`int`, *optional*, defaults to 16000):
             Samples per second the waveforms must have (Hz).
         padding_value (`float`, *optional*, defaults to 0.0):
-            Value of masked patches; the model never reads them.
+            Value of masked patches, which the model never reads, and of what a clip's last patch lacks, which it does:
+            another than 0, the mean of a normalised clip, changes results.
         n_fft (`int`, *optional*, defaults to 512):
             Points of the Fourier transform.
         win_length (`int`, *optional*, defaults to 400):
@@ -197,7 +198,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: one waveform (N,), a list of waveforms, or an array (B, N); numpy, torch or lists of floats.
-                Integers of 8, 16 or 32 bits are scaled by the range of their type.
+                `uint8`, `int8`, `int16` and `int32` are scaled by the range of their type.
             sampling_rate: samples per second of the waveforms (Hz); required, since a wrong rate would pass silently.
             padding: `True` pads to the longest clip, `"max_length"` to `max_length`, `False` leaves each its length.
             max_length: in patches, rounded up to whole acoustic tokens.
@@ -237,7 +238,8 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         lengths = ((num_patches + token - 1) // token * token).tolist()
         rows = {k: [row[:n].cpu().numpy() for row, n in zip(v, lengths, strict=True)] for k, v in batch.items()}
         if padding is False and not truncation:
-            return BatchFeature(rows, tensor_type=return_tensors)
+            batch = BatchFeature(rows, tensor_type=return_tensors)
+            return batch.to(device) if return_tensors == "pt" else batch
         max_length = max_length and -(-max_length // token) * token
         pad_to_multiple_of = pad_to_multiple_of and math.lcm(pad_to_multiple_of, token)
         batch = self.pad(rows, padding, max_length, truncation, pad_to_multiple_of, return_tensors=return_tensors)

@@ -156,7 +156,7 @@ def log_mel_spectrogram(
 
 
 def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
-    """Make a clip independent of its level: zero mean and unit variance over all its frames and mel bins together.
+    """Make a clip independent of its level: zero mean over all its frames and mel bins, divided by deviation + 0.01.
 
     A mean in every bin would also remove the channel, and with it how high and how tense a voice is, which is what
     emotion is read from. The statistics see real frames only. A clip that never moves, such as digital silence,

@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import ChunkPipeline
 from transformers.processing_utils import ProcessorMixin
 
-from .audio import as_waveform, split_waveform
+from .audio import as_waveform, audio_of, split_waveform
 
 TASK = "audio-text-classification"
 FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
@@ -313,11 +313,9 @@ def _read(utterance: Mapping, sampling_rate: int, seen: str) -> tuple[np.ndarray
         utterance = {"audio": utterance}
     if not isinstance(utterance, Mapping):
         raise TypeError(f"An utterance is a dict, not {type(utterance).__name__}. {HINT}")
-    audio, text = utterance.get("audio"), utterance.get("text")
+    audio, text = audio_of(utterance), utterance.get("text")
     if "audio" not in utterance and utterance.keys() & {"array", "raw", "bytes"}:
         audio = dict(utterance)
-    elif utterance.get("sampling_rate") is not None and (isinstance(audio, list) or hasattr(audio, "__array__")):
-        audio = {"array": audio, "sampling_rate": utterance["sampling_rate"]}
     if audio is None and text is None:
         raise ValueError(f"An utterance has neither audio nor text, only {sorted(map(str, utterance))}. {HINT}")
     if text is not None and not isinstance(text, str):

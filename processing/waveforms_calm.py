@@ -54,7 +54,7 @@ def check_waveform(clip: Any, index: int) -> torch.Tensor:
     elif not samples.is_floating_point():
         raise ValueError(
             f"Clip {index} has dtype {samples.dtype}, whose full scale is unknown. Give float samples in [-1, 1], or"
-            " PCM as uint8, int16 or int32."
+            " PCM as uint8, int8, int16 or int32."
         )
     samples = samples.float()
     low, high = samples.aminmax()

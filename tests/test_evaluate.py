@@ -64,9 +64,9 @@ def test_checkpoints_of_other_labels_or_kinds_are_not_mixed(aligned, fitted, cor
         evaluate.main(["--models", fitted, "--compare_models", other, "--dataset", corpus])
     with pytest.raises(ValueError, match="aligned' holds .*CalmForPreTraining.*not a CalmForSequenceClassification"):
         evaluate.main(["--models", fitted, aligned, "--dataset", corpus])
-    with pytest.raises(ValueError, match="--egemaps.*compare classifiers"):
+    with pytest.raises(ValueError, match="is no classifier: leave out --egemaps"):
         evaluate.main(["--models", aligned, "--egemaps", "--dataset", corpus])
-    with pytest.raises(ValueError, match="--chunk_length_s.*for classifiers"):
+    with pytest.raises(ValueError, match="is no classifier: leave out --chunk_length_s"):
         evaluate.main(["--models", aligned, "--chunk_length_s", "5", "--dataset", corpus])
 
 
@@ -90,6 +90,21 @@ def test_texts_that_are_one_to_the_tokenizer_are_one(aligned):
         dataset = Dataset.from_list(clips).with_format("numpy", columns=["audio"], output_all_columns=True)
         found.append(evaluate.measure_space(model, processor, dataset, 4))
     assert found[0].scores == found[1].scores
+
+
+@pytest.mark.parametrize(("columns", "metric"), [("valence,arousal", "ccc"), ("loud,high", "weighted_f1")])
+def test_scores_and_several_labels_are_compared(aligned, corpus, folder, columns, metric):
+    runs = [str(folder / f"{metric}-{steps}") for steps in (1, 20)]
+    labels = ["--label_column", columns]
+    for output, steps in zip(runs, (1, 20), strict=True):
+        run(finetune, corpus, output, "--model", aligned, *labels, steps=steps)
+    options = ["--models", runs[1], "--compare_models", runs[0], "--dataset", corpus, *labels]
+    found = evaluate.main(options)
+    alone = evaluate.main(["--models", runs[0], "--dataset", corpus, *labels])
+    assert found[f"{metric}_interval"]["estimate"] == pytest.approx(found[metric])
+    assert found["compared"]["difference"]["estimate"] == pytest.approx(found[metric] - alone[metric])
+    with pytest.raises(ValueError, match="--egemaps.*one an utterance"):
+        evaluate.main([*options, "--egemaps"])
 
 
 def test_egemaps_is_a_baseline(fitted, corpus):

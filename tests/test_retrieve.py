@@ -119,7 +119,8 @@ def test_text_queries_score_every_passage(find):
     """A word of the vocabulary gives cosines; the order of its passages is that of the index."""
     matches = find("--query", "the cat", "--passage_s", 0.5, "--top_k", 10)
     assert len(matches) == 6  # two passages in each of three files
-    assert all(-1 <= match.score <= 1 for match in matches)
+    scores = [match.score for match in matches]
+    assert scores == sorted(scores, reverse=True) and -1 <= scores[-1] < scores[0] <= 1
 
 
 def test_the_index_reads_only_what_changed(find, recordings, embedded, tmp_path):

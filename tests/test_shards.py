@@ -115,6 +115,31 @@ def test_a_tar_with_links_or_devices_is_refused(tmp_path, kind):
         count_rows([str(tar)])
 
 
+@pytest.mark.parametrize("kind", ["1.txt.gz", tarfile.GNUTYPE_SPARSE])
+def test_a_tar_with_members_that_grow_is_refused(tmp_path, kind):
+    """A kilobyte of either can claim terabytes, which `datasets` would read whole."""
+    tar = write_tar(tmp_path / "train.tar", {"0.flac": b"", "0.txt": b"go"})
+    member = tarfile.TarInfo("1.txt.gz" if isinstance(kind, str) else "1.txt")
+    member.type = tarfile.REGTYPE if isinstance(kind, str) else kind
+    with tarfile.open(tar, "a", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(member)
+    with pytest.raises(ValueError, match="'1.txt.*is compressed or sparse"):
+        count_rows([str(tar)])
+
+
+def test_a_tar_whose_first_samples_differ_is_refused(tmp_path):
+    """`datasets` takes the fields of the first few for those of all, and would stop in the midst of training."""
+    tar = write_tar(tmp_path / "train.tar", {"0.flac": b"", "0.txt": b"go", "1.flac": b""})
+    with pytest.raises(ValueError, match=r"first 2 samples has other fields.*\['flac', 'txt'\]"):
+        count_rows([str(tar)])
+
+
+def test_a_text_that_is_no_text_names_its_shard(tmp_path):
+    tar = write_tar(tmp_path / "train.tar", {"0.flac": b"", "0.txt": "grün".encode("latin-1")})
+    with pytest.raises(ValueError, match="train.tar' cannot be read"):
+        list(read_rows(str(tar), 0, 1, ["flac", "txt"]))
+
+
 @pytest.mark.parametrize("ending", [".tar", ".parquet"])
 def test_a_damaged_shard_is_named(tmp_path, ending):
     write_tars(tmp_path, (3,)) if ending == ".tar" else write_parquet(tmp_path, (3,))

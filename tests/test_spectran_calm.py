@@ -15,7 +15,7 @@ def test_spectran_shapes(audio_config, batch):
     assert output.acoustic_tokens_mask.dtype == torch.bool
     assert output.acoustic_tokens_mask.sum(-1).tolist() == [3, 2, 4, 1]
     assert output.last_hidden_state[~output.acoustic_tokens_mask].eq(0).all()
-    close(model(batch["input_features"]).last_hidden_state.shape[1], 4)  # without a mask everything is real
+    assert model(batch["input_features"]).acoustic_tokens_mask.all()  # without a mask everything is real
 
 
 def test_pooler_output(audio_config, batch):

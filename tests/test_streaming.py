@@ -22,7 +22,7 @@ from stream_collation import StreamCollator
 from stream_helpers import batches, flac, open_streams, write_parquet, write_tars
 from training import ModelArguments
 
-from processing import DataCollatorForCalmPreTraining, SeededCollator, SpecAugment, WaveformAugmentation
+from processing import DataCollatorForCalmPreTraining, SeededCollator, SpecAugment, WaveformAugmentation, load_audio
 
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
@@ -95,7 +95,7 @@ def collator(new_model):
         drawing = DataCollatorForCalmPreTraining(
             processor, WaveformAugmentation(), SpecAugment(1, 20, 1, 4), mask_time_prob=0.5
         )
-        refused = torch.zeros(max(num_workers, 1), 3, dtype=torch.long).share_memory_()
+        refused = torch.zeros(max(num_workers, 1), 4, dtype=torch.long).share_memory_()
         return StreamCollator(SeededCollator(drawing, 0), processor, refused, **settings)
 
     return make
@@ -178,7 +178,7 @@ def test_bad_rows_are_counted_by_reason_and_leave_smaller_batches(tmp_path, coll
     collate = collator(skip_bad_audio=True)
     taken = batches(stream, 0, 0, collate)
     assert sum(len(batch["input_ids"]) for batch in taken) == 9 and len(taken) == 3
-    assert collate.refused.tolist() == [[3, 0, 0]]
+    assert collate.refused.tolist() == [[3, 0, 0, 0]]
     for clip, reason in ((3, "cannot be decoded"), (6, "truncated|cannot be decoded"), (9, "no bytes")):
         assert any(
             f"('{clip}.flac')" in line and any(r in line for r in reason.split("|")) for line in caplog.messages
@@ -192,9 +192,34 @@ def test_transcripts_are_checked_as_they_come(tmp_path, collator):
     read[5] |= {"text": "кот"}
     collate = collator(skip_bad_audio=True)
     assert len(collate(read)["input_ids"]) == 6
-    assert collate.refused.tolist() == [[0, 1, 1]]
+    assert collate.refused.tolist() == [[0, 1, 1, 0]]
     with pytest.raises(ValueError, match="row 0.*knows no piece of the transcript 'кот'"):
         collator()([read[0] | {"id": "row 0", "text": "кот"}])
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_rows_without_room_are_refused(tmp_path, collator, features):
+    """A language model with too few positions would end the run in the midst of it, and every attempt to resume it."""
+    (stream,) = open_streams(write_parquet(tmp_path, (8,)), batch_size=8)
+    read = list(stream)
+    clips = [load_audio(row["audio"]) for row in read]
+    slowest = 1.0 if features else 0.9
+    needed = [len(clip) / RATE / slowest / 0.08 for clip in clips]  # tokens of 80 ms
+    counts = []
+    for limit in (64, int(min(needed)) + 2):  # [CLS], [SEP] and a word are three
+        collate = collator(skip_bad_audio=True, features=features, max_tokens=limit)
+        extractor = collate.processor.feature_extractor
+        for row, clip in zip(read, clips, strict=True):
+            if features:
+                row["audio"] = extractor(clip, sampling_rate=RATE)["input_features"][0]
+                collate.collator.collator.waveform_augmentation = None
+        if limit == 64:
+            assert len(collate(read)["input_ids"]) == 8
+        else:
+            with pytest.raises(ValueError, match="All 8 rows of a batch.* positions"):
+                collate(read)
+        counts.append(collate.refused.tolist())
+    assert counts == [[[0, 0, 0, 0]], [[0, 0, 0, 8]]]
 
 
 def test_nothing_but_bad_rows_is_an_error_even_when_they_are_skipped(tmp_path, collator):

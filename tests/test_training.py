@@ -191,6 +191,34 @@ def test_a_run_that_stopped_goes_on(corpus, new_model, tmp_path):
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
 
 
+def test_a_run_that_is_over_is_not_trained_anew(corpus, new_model, tmp_path):
+    """`--resume` stays in a command that is repeated; without checkpoints it would replace the model."""
+    options = [*new_model, "--save_strategy", "no", "--resume"]
+    run(pretrain, corpus, tmp_path, *options, steps=1)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="a run that is over, and no checkpoint"):
+        run(pretrain, corpus, tmp_path, *options, steps=2)
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+
+
+def test_early_stopping_can_be_given_when_a_run_goes_on(corpus, new_model, tmp_path):
+    options = [*new_model, "--save_steps", "1", "--eval_steps", "1", "--metric_for_best_model", "eval_num_clips"]
+    run(pretrain, corpus, tmp_path, *options, steps=1)
+    run(pretrain, corpus, tmp_path, *options, "--resume", "--early_stopping_patience", "5", steps=2)
+    run(pretrain, corpus, tmp_path, *options, "--resume", "--early_stopping_patience", "2", steps=9)
+    assert load_json(tmp_path / "trainer_state.json")["global_step"] == 3  # the clips grow no more in number
+
+
+def test_training_does_not_start_from_a_damaged_checkpoint(corpus, new_model, tmp_path):
+    """Zeros where the weights were load without an error."""
+    run(pretrain, corpus, tmp_path / "run", *new_model, steps=1)
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes([1, 2, 3, 4]))
+    with pytest.raises(ValueError, match="checkpoint-1' is damaged: 'model.safetensors'"):
+        run(pretrain, corpus, tmp_path / "next", "--model", str(checkpoint), steps=1)
+
+
 def test_a_tracker_gets_plain_numbers(make_trainer):
     """Trackers take what `Trainer.log` reports, and drop or refuse what is no number."""
     reported = []

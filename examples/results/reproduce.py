@@ -123,6 +123,11 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
     spectran, others = str(peers["calm"]), [str(peers["ast"]), str(peers["wav2vec2"])]
     labels = {"dataset": corpora["emotion_en"], "label_column": "emotion"}
     yield Step("measurements", [
+        measure("robustness", "results/robustness.py", {
+            "models": seeds("emotion_en", "calm"), "compare_models": seeds("emotion_en", "scratch"),
+            "probes": [spectran, *others], **labels,
+            "retrieval_models": str(aligned), "retrieval_dataset": commands,
+        }),  # the longest of them
         *(
             measure(f"retrieval-{corpus}", "evaluate.py", {"models": str(aligned), "dataset": corpora[corpus]})
             for corpus in ("speech_commands", "speech_read")
@@ -138,11 +143,6 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
         measure("equal_time", "results/probes.py", {"models": spectran, "peers": others, **labels}),
         measure("alignment", "results/alignment.py", {
             "model": str(aligned), "dataset": commands, "emotion_dataset": corpora["emotion_en"],
-        }),
-        measure("robustness", "results/robustness.py", {
-            "models": seeds("emotion_en", "calm"), "compare_models": seeds("emotion_en", "scratch"),
-            "probes": [spectran, *others], **labels,
-            "retrieval_models": str(aligned), "retrieval_dataset": commands,
         }),
     ])  # fmt: skip
 
@@ -175,6 +175,8 @@ def run(command: Command, note: Path, threads: int) -> None:
         return
     if command.restarts:
         shutil.rmtree(command.output.parent, ignore_errors=True)
+    if command.resumable:
+        command.output.unlink(missing_ok=True)  # nobody noted that it was over
     log = note.with_suffix(".txt")
     log.parent.mkdir(parents=True, exist_ok=True)
     told = {"script": command.script, "options": command.options, "seconds": None}

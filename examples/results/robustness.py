@@ -5,11 +5,11 @@
         --retrieval_models runs/commands --retrieval_dataset SPEECH --output runs/results/robustness.json
 
 The systems: fine-tuned classifiers, linear probes on frozen encoders and on eGeMAPS, and search by sound for the
-transcript. Networks were trained with level and noise varied, as `training.py` does; probes and eGeMAPS were fitted on
-clean clips. The test split is read once, and all systems get the same perturbed clips; noise is
-drawn from the number of the clip. A figure is a mean over seeds with a 95 % bootstrap interval over the clips, and a
-change the paired difference to the clean clips. `perturbations.py` says what is done to them. Beside the JSON stands
-the table as Markdown.
+transcript, by embeddings and by reading. Networks were trained with speed, silence, band, noise and level varied, as
+`training.py` does; probes and eGeMAPS were fitted on clean clips. The test split is read once, and all systems get the
+same perturbed clips; noise is drawn from the number of the clip. A figure is a mean over seeds with a 95 % bootstrap
+interval over the clips, and a change the paired difference to the clean clips. `perturbations.py` says what is done to
+them. Beside the JSON stands the table as Markdown.
 """
 
 import logging
@@ -26,17 +26,18 @@ from modeling_calm import CalmConfig, CalmForPreTraining, CalmForSequenceClassif
 from processing import CalmProcessor
 from processing.bootstrap import bootstrap_interval, paired_bootstrap
 from processing.metrics import unweighted_average_recall
-from processing.retrieval import audio_text_ranks
+from processing.retrieval import audio_text_ranks, retrieval_ranks
 
 sys.path.append(str(Path(__file__).parents[1]))
 from finetune import encode_labels  # noqa: E402
 from options import parse_arguments, weights_digest, write_json  # noqa: E402
-from scoring import classify, embed, load_checkpoint  # noqa: E402
+from scoring import classify, embed, load_checkpoint, read_by_tokenizer, read_transcripts  # noqa: E402
 from speech_data import DataArguments, read_split  # noqa: E402
 
 CLEAN = "clean"
 SYSTEMS = {
-    "calm": "CALM", "compared": "from scratch", "calm_probe": "SpecTran, probe", "ast_probe": "ASTModel, probe",
+    "calm": "CALM", "calm_reading": "CALM by reading", "compared": "from scratch",
+    "calm_probe": "SpecTran, probe", "ast_probe": "ASTModel, probe",
     "wav2vec2_probe": "Wav2Vec2Model, probe", "egemaps_svm": "eGeMAPS + linear SVM",
 }  # fmt: skip
 TITLES = {"unweighted_average_recall": "UAR", "audio_to_text_recall@1": "R@1"}
@@ -131,10 +132,25 @@ def searches(folders: Sequence[str], batch_size: int) -> System:
     opened: list[tuple[CalmForPreTraining, CalmProcessor]] = open_all(folders, CalmForPreTraining)
 
     def search(rows: Sequence[dict]) -> np.ndarray:
-        texts, embeds = [row["text"] for row in rows], [embed(*one, rows, batch_size) for one in opened]
-        return np.stack([audio_text_ranks(one["audio_embeds"], one["text_embeds"], texts) for one in embeds])
+        ranks = []
+        for model, processor in opened:
+            embeds = embed(model, processor, rows, batch_size)
+            texts = read_by_tokenizer(processor, [row["text"] for row in rows])
+            ranks.append(audio_text_ranks(embeds["audio_embeds"], embeds["text_embeds"], texts))
+        return np.stack(ranks)
 
     return search
+
+
+def readings(folders: Sequence[str], batch_size: int) -> System:
+    """As [`searches`], by `score_transcripts`."""
+    opened: list[tuple[CalmForPreTraining, CalmProcessor]] = open_all(folders, CalmForPreTraining)
+
+    def read(rows: Sequence[dict]) -> np.ndarray:
+        said = [row["text"] for row in rows]
+        return np.stack([retrieval_ranks(*read_transcripts(*one, rows, said, batch_size)) for one in opened])
+
+    return read
 
 
 def first_hits(best: np.ndarray, ranks: np.ndarray) -> float:
@@ -193,7 +209,10 @@ def main(argv: list[str] | None = None) -> dict:
         )
     if arguments.retrieval_models:
         speech = read_split(replace(data, dataset=arguments.retrieval_dataset), data.test_split, SAMPLING_RATE)
-        systems = {"calm": searches(arguments.retrieval_models, arguments.batch_size)}
+        given = arguments.retrieval_models, arguments.batch_size
+        systems = {"calm": searches(*given)}
+        if all(CalmConfig.from_pretrained(folder).transcript_loss_weight for folder in arguments.retrieval_models):
+            systems["calm_reading"] = readings(*given)
         results["audio_to_text_recall@1"] = measure(systems, list(speech), first_hits, np.ones(len(speech)))
     if not results:
         raise ValueError("Name what is tried: `--models`, `--probes` or `--retrieval_models`.")

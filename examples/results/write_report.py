@@ -188,7 +188,7 @@ def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
             )
         elif part == "robustness":
             found.append(
-                f"**Perturbed recordings**: UAR on {data}, R@1 by embeddings on"
+                f"**Perturbed recordings**: UAR on {data}, R@1 on"
                 f" {data_name(report['arguments'].get('retrieval_dataset') or data)}. The probes are those after equal"
                 " time, fitted on clean clips; their encoders have no text embeddings to search. In brackets the"
                 f" interval of clean clips, and of the others the change:\n\n{robustness_table(results)}"
