@@ -224,7 +224,8 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         log_mel, num_frames = self.log_mel(waveforms, device)  # (B, F, M), (B,)
         if self.do_normalize:
             log_mel = normalize(log_mel, num_frames)
-        log_mel[~real_frames(num_frames, log_mel.shape[1])] = self.padding_value
+        if self.padding_value or not self.do_normalize:
+            log_mel[~real_frames(num_frames, log_mel.shape[1])] = self.padding_value
 
         features = self.patchify(log_mel)  # (B, P, D)
         steps = (num_frames + self.patch_frames - 1) // self.patch_frames

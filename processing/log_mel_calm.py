@@ -167,15 +167,16 @@ def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
         num_frames: (B,) real frames of each clip.
 
     Returns:
-        (B, F, M), meaningful in real frames.
+        (B, F, M), zero behind the real frames.
     """
-    share = real_frames(num_frames, log_mel.shape[1]) / num_frames[:, None]  # (B, F) of each frame in its clip
+    real = real_frames(num_frames, log_mel.shape[1])
+    share = real / num_frames[:, None]  # (B, F) of each frame in its clip
     mean = (log_mel.mean(-1) * share).sum(1)
     centred = log_mel - mean[:, None, None]
     power = torch.linalg.vector_norm(centred, dim=-1).square() / centred.shape[-1]  # (B, F)
     deviation = (power * share).sum(1).sqrt()
     gain = torch.where(deviation > STEADY, 1 / (deviation + 1e-2), 0.0)
-    return centred.mul_(gain[:, None, None])
+    return centred.mul_((gain[:, None] * real)[:, :, None])
 
 
 def patchify(log_mel: torch.Tensor, patch_frames: int, patch_bins: int) -> torch.Tensor:
