@@ -199,6 +199,8 @@ def evaluate_classifiers(arguments: EvaluationArguments, data: DataArguments) ->
     each = [scores(config, one, labels) for one in logits]
     results = {**over_seeds(each), "seeds": each}
     name, metric, answer = interval_metric(config)
+    if config.problem_type != "single_label_classification":
+        labels = labels.reshape(len(labels), -1)  # (N, K), as the logits are
     answers = answer(logits)
     results[f"{name}_interval"] = bootstrap_interval(metric, labels, answers)._asdict()
     others = {}

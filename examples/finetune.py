@@ -156,15 +156,15 @@ def main(argv: list[str] | None = None) -> dict:
             (train, data.train_split), (validation, data.validation_split), (test, data.test_split),
         )
     )  # fmt: skip
-    if arguments.balance_classes and head["problem_type"] == "single_label_classification":
-        counts = np.bincount(train["label"])
-        head["class_weights"] = [float(weight) for weight in len(train) / (len(counts) * counts)]
-    elif arguments.balance_classes or arguments.fit_classifier:
-        option = "--balance_classes" if arguments.balance_classes else "--fit_classifier"
+    for_classes = [f"--{name}" for name in ("balance_classes", "fit_classifier") if getattr(arguments, name)]
+    if for_classes and head["problem_type"] != "single_label_classification":
         raise ValueError(
-            f"`{option}` is for classes, one an utterance; '{data.label_column}' is a"
+            f"`{' '.join(for_classes)}` is for classes, one an utterance; '{data.label_column}' is a"
             f" {head['problem_type'].replace('_', ' ')} problem. Leave it out, and train by `--num_train_epochs`."
         )
+    if arguments.balance_classes:
+        counts = np.bincount(train["label"])
+        head["class_weights"] = [float(weight) for weight in len(train) / (len(counts) * counts)]
     if not (arguments.fit_classifier or training.num_train_epochs or training.max_steps > 0):
         raise ValueError("With `--num_train_epochs 0` nothing is trained: fit the classifier (`--fit_classifier`).")
     if (arguments.linear_probe or arguments.fit_classifier) and arguments.model is None:

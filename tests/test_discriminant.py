@@ -61,5 +61,5 @@ def test_words_count_where_they_are_given(corpus, aligned, tmp_path):
 
 def test_several_labels_have_no_discriminants(corpus, aligned, tmp_path):
     """Scores and several labels at once are learned by steps."""
-    with pytest.raises(ValueError, match="`--fit_classifier` tells classes.*'valence' is a regression problem"):
+    with pytest.raises(ValueError, match="--fit_classifier` is for classes.*'valence' is a regression problem"):
         finetune.main([*options(corpus, aligned, tmp_path), "--label_column", "valence"])

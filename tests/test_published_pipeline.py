@@ -83,7 +83,8 @@ def test_the_example_of_the_readme(saved, noise, tmp_path, monkeypatch):
     section = README.read_text().partition("## Pipelines")[2].partition("\n## ")[0]
     (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    soundfile.write("speech.wav", noise(1.0), 16000)
+    for name in ("speech.wav", "call.wav"):
+        soundfile.write(name, noise(1.0), 16000)
     named = {CalmForSequenceClassification: "runs/demo/both", CalmForPreTraining: "runs/demo/pretrain"}
     for kind, folder in named.items():
         Path(folder).parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def test_one_manifest_is_the_split_train(tmp_path, form):
     write_clips(tmp_path / "clips")
     manifest = write_table(tmp_path / f"all.{form}", with_path(rows()))
     assert_is_the_corpus(read(manifest))
-    with pytest.raises(ValueError, match=r"one file.*no 'validation'.*--validation_split 'train\[90%:\]'"):
+    with pytest.raises(ValueError, match=r"one file.*no 'validation'.*--validation_split 'train\[80%:90%\]'"):
         read(manifest, "validation")
 
 

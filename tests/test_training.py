@@ -193,7 +193,7 @@ def test_a_run_that_stopped_goes_on(corpus, new_model, tmp_path):
 
 def test_a_run_that_is_over_is_not_trained_anew(corpus, new_model, tmp_path):
     """`--resume` stays in a command that is repeated; without checkpoints it would replace the model."""
-    options = [*new_model, "--save_strategy", "no", "--resume"]
+    options = [*new_model, "--save_strategy", "no", "--load_best_model_at_end", "false", "--resume"]
     run(pretrain, corpus, tmp_path, *options, steps=1)
     weights = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="a run that is over, and no checkpoint"):
