@@ -14,8 +14,8 @@ import numpy as np
 from datasets import Dataset
 from discriminant import fit_classifier
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
-from speech_data import DataArguments, read_split, warn_of_shared_speakers
-from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments, refuse_long
+from speech_data import DataArguments, read_split, refuse_long, warn_of_shared_speakers
+from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForSequenceClassification, CalmModel
@@ -175,11 +175,11 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.modalities == "text":
         train, validation, test = (d.remove_columns("audio").with_format(None) for d in (train, validation, test))
     else:
-        for dataset, split, augmented in (
-            (train, data.train_split, arguments.augment), (validation, data.validation_split, False),
-            (test, data.test_split, False),
+        for dataset, split, augmentation in (
+            (train, data.train_split, WAVEFORM_AUGMENTATION if arguments.augment else None),
+            (validation, data.validation_split, None), (test, data.test_split, None),
         ):  # fmt: skip
-            refuse_long(dataset, split, model.calm, processor, augmented)
+            refuse_long(dataset, split, processor, model.calm.max_tokens(), augmentation)
 
     if training.metric_for_best_model == "loss":  # the library's word for none given
         training.metric_for_best_model, training.greater_is_better = best_metric(model.config.problem_type), True

@@ -17,11 +17,11 @@ from datasets import Dataset
 from options import CalmTrainingArguments, parse_arguments, start_run, write_options
 from scoring import evaluation_collator
 from shards import find_shards
-from speech_data import DataArguments, join, read_features, read_split, warn_of_shared_speakers
+from speech_data import DataArguments, join, read_features, read_split, refuse_long, warn_of_shared_speakers
 from speech_features import check_extractor
 from speech_stream import SpeechStream
 from streaming import StreamCallback, StreamingArguments, open_stream
-from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments, refuse_long
+from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments
 from transformers import set_seed
 
 from modeling_calm import CalmForPreTraining
@@ -160,14 +160,15 @@ def main(argv: list[str] | None = None) -> dict:
     )
     freeze(model, arguments)
     train, validation = read_data(arguments, data, streaming, training, processor)
+    augmentation = WAVEFORM_AUGMENTATION if arguments.augment and not streaming.features_column else None
     if any(parameter.requires_grad for parameter in model.calm.text_model.parameters()) and not streaming.streaming:
-        augmented = arguments.augment and not streaming.features_column
-        refuse_long(train, data.train_split, model.calm, processor, augmented)
-        refuse_long(validation, data.validation_split, model.calm, processor, False)
+        limit = model.calm.max_tokens()
+        refuse_long(train, data.train_split, processor, limit, augmentation)
+        refuse_long(validation, data.validation_split, processor, limit)
 
     collator = DataCollatorForCalmPreTraining(
         processor,
-        waveform_augmentation=WAVEFORM_AUGMENTATION if arguments.augment and not streaming.features_column else None,
+        waveform_augmentation=augmentation,
         spec_augment=SPEC_AUGMENT if arguments.augment else None,
         mlm_probability=0.15 if model.config.masked_language_loss_weight else 0.0,
         mask_time_prob=0.15 if model.config.masked_acoustic_loss_weight else 0.0,

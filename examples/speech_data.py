@@ -148,6 +148,37 @@ def tokens_needed(
     return tokens if texts is None else tokens + processor(text=texts, return_tensors="np")["attention_mask"].sum(-1)
 
 
+def refuse_long(
+    dataset: Dataset,
+    split: str,
+    processor: CalmProcessor,
+    max_tokens: int | None,
+    augmentation: WaveformAugmentation | None = None,
+) -> None:
+    """Refuse utterances that a language model has no room for, before the first step and not in the midst of them.
+
+    Args:
+        dataset: with `duration` (s) and, where it is read, `text`.
+        max_tokens: that there is room for; None for any number.
+        augmentation: what makes clips longer.
+
+    Raises:
+        ValueError: lists the rows.
+    """
+    if max_tokens is None or "duration" not in dataset.column_names:
+        return
+    texts = list(dataset["text"]) if "text" in dataset.column_names else None
+    tokens = tokens_needed(processor, np.asarray(dataset["duration"]), texts, augmentation)
+    long = {i: dataset[i]["duration"] for i in np.flatnonzero(tokens > max_tokens).tolist()}
+    if long:
+        listing = "\n".join(f"  row {i}: {duration:.1f} s" for i, duration in long.items())
+        raise ValueError(
+            f"{len(long)} of {len(dataset)} recordings of split '{split}', with their words"
+            f"{' and as long as augmentation makes them' * (augmentation is not None)}, do not fit into the"
+            f" {max_tokens} positions of this language model:\n{listing}\nCut them into utterances, or leave them out."
+        )
+
+
 def refuse_missing(values: list, column: str, split: str, what: str) -> None:
     """Refuse rows without a value.
 

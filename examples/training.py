@@ -8,23 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from checkpoints import SealingTrainer, refuse_damaged, writing
-from datasets import Dataset
 from demo_corpus import demo_language_model
 from fsdp import shard_layers
 from guards import SkipNonFinite, StopOnSigterm, WarnOfCollapse, isolate_workers
 from meters import TermMeter, WorkMeter
 from options import weights_digest, write_json
 from scoring import load_processor
-from speech_data import tokens_needed
 from torch.utils.data import IterableDataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from modeling_calm import CalmAudioConfig, CalmModel
+from modeling_calm import CalmAudioConfig
 from modeling_calm.loading_calm import shown
 from processing import CalmFeatureExtractor, CalmProcessor, SeededCollator, SpecAugment, WaveformAugmentation
 
@@ -91,32 +88,6 @@ class ModelArguments:
                 raise ValueError(f"The weights of '{self.model}' do not fit its config.json: {shown(misfits)}.")
             return model
         return kind.from_text_pretrained(self.language_model(), audio_config=self.spectran(), **settings)
-
-
-def refuse_long(dataset: Dataset, split: str, model: CalmModel, processor: CalmProcessor, augmented: bool) -> None:
-    """Refuse utterances that the language model has no room for, before the first step and not in the midst of them.
-
-    Args:
-        dataset: with `duration` (s) and, where it is read, `text`.
-        augmented: whether training makes clips longer, by [`WAVEFORM_AUGMENTATION`].
-
-    Raises:
-        ValueError: lists the rows.
-    """
-    limit = model.max_tokens()
-    if limit is None or "duration" not in dataset.column_names:
-        return
-    texts = list(dataset["text"]) if "text" in dataset.column_names else None
-    augmentation = WAVEFORM_AUGMENTATION if augmented else None
-    tokens = tokens_needed(processor, np.asarray(dataset["duration"]), texts, augmentation)
-    long = {i: dataset[i]["duration"] for i in np.flatnonzero(tokens > limit).tolist()}
-    if long:
-        listing = "\n".join(f"  row {i}: {duration:.1f} s" for i, duration in long.items())
-        raise ValueError(
-            f"{len(long)} of {len(dataset)} recordings of split '{split}', with their words"
-            f"{' and as long as augmentation makes them' * augmented}, do not fit into the {limit} positions of this"
-            f" language model:\n{listing}\nCut them into utterances, or leave them out."
-        )
 
 
 class CalmTrainer(SealingTrainer):
