@@ -138,13 +138,18 @@ def warn_of_shared_speakers(splits: dict[str, Dataset]) -> None:
             )  # fmt: skip
 
 
+def seconds_per_token(processor: CalmProcessor) -> float:
+    """Seconds of audio in an acoustic token."""
+    extractor = processor.feature_extractor
+    return extractor.token_frames * extractor.hop_length / extractor.sampling_rate
+
+
 def tokens_needed(
     processor: CalmProcessor, seconds: np.ndarray, texts: list[str] | None, augmentation: WaveformAugmentation | None
 ) -> np.ndarray:
     """Lexical and acoustic tokens (N,) that utterances of so many seconds (N,) can come to need."""
-    extractor = processor.feature_extractor
     longest = seconds if augmentation is None else augmentation.longest(seconds)
-    tokens = np.ceil(longest * extractor.sampling_rate / (extractor.token_frames * extractor.hop_length))
+    tokens = np.ceil(longest / seconds_per_token(processor))
     return tokens if texts is None else tokens + processor(text=texts, return_tensors="np")["attention_mask"].sum(-1)
 
 

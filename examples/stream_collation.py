@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from speech_data import tokens_needed
+from speech_data import seconds_per_token, tokens_needed
 from torch.utils.data import get_worker_info
 
 from processing import AudioError, CalmProcessor, SeededCollator, load_audio
@@ -84,7 +84,8 @@ class StreamCollator:
             found = {"text": str(text), "row": row["row"], "file_name": row["id"]}
             if self.features:
                 found["input_features"] = as_patches(audio)
-                return self._check_length(found, len(found["input_features"]) / self._patches_per_second())
+                tokens = len(found["input_features"]) / self.processor.feature_extractor.patches_per_token
+                return self._check_length(found, tokens * seconds_per_token(self.processor))
             if not isinstance(audio, Mapping) or audio.get("bytes") is None:
                 return "audio", "no bytes of audio; files that a shard names are not opened"
             rate = self.processor.feature_extractor.sampling_rate
@@ -92,10 +93,6 @@ class StreamCollator:
             return self._check_length(found, len(found["audio"]) / rate)
         except (AudioError, TypeError, ValueError) as error:
             return "audio", str(error)
-
-    def _patches_per_second(self) -> float:
-        extractor = self.processor.feature_extractor
-        return extractor.patches_per_token * extractor.sampling_rate / (extractor.token_frames * extractor.hop_length)
 
     def _check_length(self, row: dict, seconds: float) -> tuple[str | None, dict | str]:
         augmentation = self.collator.collator.waveform_augmentation

@@ -127,9 +127,8 @@ def emotion_systems(arguments: RobustnessArguments, data: DataArguments) -> tupl
     return systems, {name: i for i, name in enumerate(classes)}
 
 
-def searches(folders: Sequence[str], batch_size: int) -> System:
+def searches(opened: Sequence[tuple[CalmForPreTraining, CalmProcessor]], batch_size: int) -> System:
     """The rank of each clip's transcript among those of the split, for every seed."""
-    opened: list[tuple[CalmForPreTraining, CalmProcessor]] = open_all(folders, CalmForPreTraining)
 
     def search(rows: Sequence[dict]) -> np.ndarray:
         ranks = []
@@ -142,9 +141,8 @@ def searches(folders: Sequence[str], batch_size: int) -> System:
     return search
 
 
-def readings(folders: Sequence[str], batch_size: int) -> System:
+def readings(opened: Sequence[tuple[CalmForPreTraining, CalmProcessor]], batch_size: int) -> System:
     """As [`searches`], by `score_transcripts`."""
-    opened: list[tuple[CalmForPreTraining, CalmProcessor]] = open_all(folders, CalmForPreTraining)
 
     def read(rows: Sequence[dict]) -> np.ndarray:
         said = [row["text"] for row in rows]
@@ -209,10 +207,10 @@ def main(argv: list[str] | None = None) -> dict:
         )
     if arguments.retrieval_models:
         speech = read_split(replace(data, dataset=arguments.retrieval_dataset), data.test_split, SAMPLING_RATE)
-        given = arguments.retrieval_models, arguments.batch_size
-        systems = {"calm": searches(*given)}
-        if all(CalmConfig.from_pretrained(folder).transcript_loss_weight for folder in arguments.retrieval_models):
-            systems["calm_reading"] = readings(*given)
+        opened = open_all(arguments.retrieval_models, CalmForPreTraining)
+        systems = {"calm": searches(opened, arguments.batch_size)}
+        if all(model.config.transcript_loss_weight for model, _ in opened):
+            systems["calm_reading"] = readings(opened, arguments.batch_size)
         results["audio_to_text_recall@1"] = measure(systems, list(speech), first_hits, np.ones(len(speech)))
     if not results:
         raise ValueError("Name what is tried: `--models`, `--probes` or `--retrieval_models`.")
