@@ -20,13 +20,24 @@ PEER = FIGURES | {"difference": {"estimate": -0.1, "low": -0.2, "high": 0.1}, "a
 LENGTH = {"clips": 9, "shortest": 1.0, "longest": 2.5, "recall@1": INTERVAL}
 SPACE = dict.fromkeys(tables.SPACE, 0.25) | {"by_length": [LENGTH]}
 RATE = {when: {"audio_to_text_recall@1_interval": INTERVAL} for when in ("before", "after")}
+HEARD = {when: {"unweighted_average_recall_interval": INTERVAL} for when in ("before", "after")}
+GAIN = {"gain": {"estimate": 0.05, "low": -0.03, "high": 0.12}}
 BASE = {"mean": 0.5, "standard_deviation": 0.1, "seeds": [0.4, 0.6]}
 CHANGES = {change: {"interval": INTERVAL, "change": INTERVAL} for change in ("clean", *PERTURBATIONS)}
 OTHERS = {
+    "untrained": ("emotion_en", FIGURES | {"compared": PEER}),
     "probes": ("emotion_en", FIGURES | {"egemaps_svm": PEER}),
     "equal_time": ("emotion_en", FIGURES | {"ast": PEER, "wav2vec2": PEER}),
     "robustness": ("emotion_en", {"unweighted_average_recall": {"calm": CHANGES}}),
-    "alignment": ("speech_commands", {"before": SPACE, "after": SPACE, "words_by_rate": {"patches": RATE}}),
+    "alignment": (
+        "speech_commands",
+        {
+            "before": SPACE,
+            "after": SPACE,
+            "words_by_rate": {"patches": RATE},
+            "emotion_by_rate": {"patches": HEARD | GAIN},
+        },
+    ),
     "ablations": (
         "speech_commands",
         {
@@ -84,12 +95,12 @@ def test_what_there_is_is_told_and_what_lacks_is_named(files):
     assert not rows["emotion_en", "UAR, classifier on frozen encoders", "eGeMAPS + linear SVM"]["met"], (
         "1.0 is not 1.5 times 1.0"
     )
-    assert found["missing"][:5] == ["probes", "equal_time", "robustness", "alignment", "ablations"]
+    assert found["missing"][:6] == ["untrained", "probes", "equal_time", "robustness", "alignment", "ablations"]
     assert "UAR, classifier on frozen encoders on emotion_pl" in found["missing"]
     for option in (5, 7):
         text = Path(options[option]).read_text()
         assert "| speech_commands | audio to text R@1, by embeddings | 1.000 [1.000, 1.000] |" in text
-        assert "Not measured: probes" in text and "| emotion_pl | UAR" not in text
+        assert "Not measured: untrained; probes" in text and "| emotion_pl | UAR" not in text
 
 
 def test_only_what_stands_between_the_marks_changes(files):
@@ -115,10 +126,17 @@ def test_every_part_has_its_table(files):
     for part in OTHERS:
         add(results, part)
     (results / "steps.json").write_text('{"retrieval": 12.5}')
+    (results / "notes").mkdir()
+    for number, note in enumerate(({"commit": "1234567890", "changed": False}, {"seconds": 3.0})):
+        (results / "notes" / f"calm-{number}.json").write_text(json.dumps(note))
     report = load_json(results / "equal_time.json")
     for kind, encoder, clips in (("models", "calm", 19424), ("peers", "ast", 2416)):
         (results / encoder).mkdir()
-        (results / encoder / "results.json").write_text(json.dumps({"encoder": encoder, "clips_seen": clips}))
+        (results / encoder / "results.json").write_text(
+            json.dumps(
+                {"encoder": encoder, "clips_seen": clips, "validation": {"eval_audio_to_text_recall@10": 0.125}}
+            )
+        )
         report["arguments"][kind] = [str(results / encoder)]
     (results / "equal_time.json").write_text(json.dumps(report))
     (results / "alignment-length.png").write_bytes(b"drawn")
@@ -128,17 +146,20 @@ def test_every_part_has_its_table(files):
     assert sorted(file.name for file in Path(options[3]).iterdir()) == ["alignment-length.png", "results.json"]
     assert {"commit", "cpu", "cores", "gpu", "versions"} <= set(report["environment"])
     assert report["environment"]["versions"]["torch"]
+    assert report["measured_at"] == {"1234567": ["calm"], "an unknown commit": ["ablations", "calm"]}
     text = Path(options[5]).read_text()
     for line in (
         "| modality gap | 0.250 | 0.250 |",
-        "| patches | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |",
+        "| patches | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |"
+        " 0.500 [0.400, 0.600] | +0.050 [-0.030, +0.120] |",
         "| no context | +0.500 [+0.400, +0.600] |",
         "| base | 0.500 ± 0.100 |",
         "at 5 steps on speech_commands, validation split, seeds: 2",
         "| clean | 0.500 [0.400, 0.600] |",
         "| 1.0 to 2.5 s | 9 | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |",
-        "| SpecTran | 19,424 | 0.500 [0.400, 0.600] |  |",
-        "| ASTModel | 2,416 | 0.500 [0.400, 0.600] | -0.100 [-0.200, +0.100] |",
+        "| SpecTran | 19,424 | 0.125 | 0.500 [0.400, 0.600] |  |",
+        "| ASTModel | 2,416 | 0.125 | 0.500 [0.400, 0.600] | -0.100 [-0.200, +0.100] |",
+        "| emotion_en | SpecTran as drawn, the same classifier | 0.500 [0.400, 0.600] | -0.100 [-0.200, +0.100] |",
         "](published/alignment-length.png)",
         "**missed**: -0.100 [-0.200, +0.100] |",
     ):

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import yaml
 from drawing import draw_ablations
+from provenance import code_state
 
 sys.path.append(str(Path(__file__).parents[1]))
 from evaluate import measure_space, recall_at, share_of_tokens  # noqa: E402
@@ -224,7 +225,7 @@ def main(argv: list[str] | None = None) -> dict:
     seconds = {f"{name}-{seed}": one["seconds"] for (name, seed), one in zip(runs, found, strict=True)}
     report = {
         "arguments": asdict(arguments), "dataset": data.dataset, "recipes": recipes, "seconds": seconds,
-        "results": summarize(facts),
+        **code_state(), "results": summarize(facts),
     }  # fmt: skip
     output = Path(arguments.output)
     write_json(output, report)

@@ -4,10 +4,11 @@
 
 A recipe (`examples/configs/results_*.yaml`) holds the options of every script. Steps run one after another, those that
 are many trainings as several processes side by side. Each leaves its output, its log and a note in the folder of
-results, `notes/STEP-NUMBER.json`: what was asked for, and the seconds it took once it is done. What is done is not run
-again, so that an interrupted command is repeated as it stands; under other options it is refused. Choices are made on
-validation splits. Test splits are read by the measurements at the end, and by `finetune.py`, which scores its last
-weights on them and leaves the figures unused here.
+results, `notes/STEP-NUMBER.json`: what was asked for, at which commit, and the seconds it took once it is done. What
+is done is not run again, so that an interrupted command is repeated as it stands; under other options it is refused,
+and the report tells which steps ran at which commits. Choices are made on validation splits. Test splits are read by
+the measurements at the end, and by `finetune.py`, which scores its last weights on them and leaves the figures unused
+here.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from provenance import code_state
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
@@ -97,6 +99,7 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
         for system, settings in (
             ("calm", {**with_config(recipe["finetune"]), "model": str(aligned)}),
             ("scratch", with_config(recipe["scratch"])),
+            ("untrained", with_config(recipe["untrained"])),
         ):
             for seed in range(recipe["seeds"]):
                 run = folder / corpus / f"{system}-{seed}"
@@ -135,6 +138,13 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
         *(
             measure(f"emotion-{corpus}", "evaluate.py", {
                 "models": seeds(corpus, "calm"), "compare_models": seeds(corpus, "scratch"), "egemaps": "true",
+                "dataset": corpora[corpus], "label_column": "emotion",
+            })
+            for corpus in EMOTIONS
+        ),
+        *(
+            measure(f"untrained-{corpus}", "evaluate.py", {
+                "models": seeds(corpus, "calm"), "compare_models": seeds(corpus, "untrained"),
                 "dataset": corpora[corpus], "label_column": "emotion",
             })
             for corpus in EMOTIONS
@@ -179,7 +189,7 @@ def run(command: Command, note: Path, threads: int) -> None:
         command.output.unlink(missing_ok=True)  # nobody noted that it was over
     log = note.with_suffix(".txt")
     log.parent.mkdir(parents=True, exist_ok=True)
-    told = {"script": command.script, "options": command.options, "seconds": None}
+    told = {"script": command.script, "options": command.options, **code_state(), "seconds": None}
     write_atomically(note, json.dumps(told, indent=2) + "\n")
     started = time.monotonic()
     with log.open("a") as stream:

@@ -31,7 +31,7 @@ SYSTEMS = {
     "calm": "SpecTran", "ast": "ASTModel", "wav2vec2": "Wav2Vec2Model", "egemaps_svm": NAMES["egemaps_svm"],
     "log_mel": "mean and deviation of the spectrogram",
 }  # fmt: skip
-CLASSIFIERS = {"calm": "CALM"} | {name: NAMES[name] for name in ("compared", "egemaps_svm")}
+CLASSIFIERS = {"calm": "CALM"} | {name: NAMES[name] for name in ("untrained", "compared", "egemaps_svm")}
 RATES = {
     "words_by_rate": ("words, R@1", "audio_to_text_recall@1_interval"),
     "emotion_by_rate": ("emotion, UAR", "unweighted_average_recall_interval"),
@@ -84,12 +84,18 @@ def length_table(results: dict) -> str:
     return table(rows)
 
 
-def emotion_table(results: dict[str, dict]) -> str:
-    """Classifiers beside their baselines, of `evaluate.py`, by the name of the corpus; and what chance would give."""
+def emotion_table(results: dict[str, dict], untrained: dict[str, dict]) -> str:
+    """Classifiers beside their baselines, of `evaluate.py`, and what chance would give.
+
+    Args:
+        results: by the name of the corpus.
+        untrained: likewise, beside classifiers on a SpecTran as drawn.
+    """
     rows = [["data", "system", "UAR", "CALM's gain"]]
     for data, report in results.items():
+        systems = {"calm": report, "untrained": untrained.get(data, {}).get("compared")}
         for name, title in CLASSIFIERS.items():
-            found = report if name == "calm" else report.get(name)
+            found = systems.get(name) or report.get(name)
             if found is not None:
                 rows.append([data, title, with_interval(found[f"{UAR}_interval"]), gain(found)])
         classes = report["seeds"][0]["class_names"]
@@ -103,26 +109,31 @@ def gain(found: dict) -> str:
 
 
 def equal_time_table(results: dict) -> str:
-    """Probes of CALM and of peers, of `probes.py`, and how many clips each got through, of `pretrain_peers.py`."""
-    rows = [["system", "clips it got through", "UAR", "CALM's gain"]]
+    """Probes of CALM and of peers, of `probes.py`, and how far each training got, of `pretrain_peers.py`."""
+    rows = [["system", "clips it got through", "R@10, validation", "UAR", "CALM's gain"]]
     for name, title in SYSTEMS.items():
         found = results if name == "calm" else results.get(name)
         if found is not None:
             seen = ", ".join(f"{clips:,}" for clips in found.get("clips_seen", []))
-            rows.append([title, seen, with_interval(found[f"{UAR}_interval"]), gain(found)])
+            recall = ", ".join(f"{one:.3f}" for one in found.get("validation_recall", []))
+            rows.append([title, seen, recall, with_interval(found[f"{UAR}_interval"]), gain(found)])
     return table(rows)
 
 
 def rates_table(results: dict) -> str:
-    """What each rate carries before and after CALP, of `alignment.py`."""
+    """What each rate carries before and after CALP, and the paired gain in UAR, of `alignment.py`."""
     parts = {part: names for part, names in RATES.items() if part in results}
     rows = [["rate", *(f"{title}, {when}" for title, _ in parts.values() for when in ("before", "after"))]]
+    if "emotion_by_rate" in parts:
+        rows[0].append("gain")
     for rate in results["words_by_rate"]:
         cells = [
             with_interval(results[part][rate][when][measure])
             for part, (_, measure) in parts.items()
             for when in ("before", "after")
         ]
+        if "emotion_by_rate" in parts:
+            cells.append(with_interval(results["emotion_by_rate"][rate]["gain"], "+"))
         rows.append([rate.replace("_", " "), *cells])
     return table(rows)
 

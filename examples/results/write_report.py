@@ -2,20 +2,19 @@
 
     python examples/results/write_report.py --results runs/results
 
-The folder holds the JSON files of `evaluate.py` as `retrieval*.json` and `emotion*.json`, one a corpus, and those of
-the scripts beside this one as `probes*.json`, `equal_time*.json` (probes beside peers), `robustness*.json`,
-`alignment*.json` and `ablations*.json`; and, from whoever ran the steps, `steps.json` with the seconds each took. What
-is not there is left out and named. `results.json` gets everything with the commit, the machine and the versions of the
-libraries, and no path of the machine; it is copied beside this script, into `published`, with the figures that show
-no clips. What stands between `<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is
-written anew.
+The folder holds the JSON files of `evaluate.py` as `retrieval*.json`, `emotion*.json` and `untrained*.json` (beside
+classifiers on a SpecTran as drawn), one a corpus, and those of the scripts beside this one as `probes*.json`,
+`equal_time*.json` (probes beside peers), `robustness*.json`, `alignment*.json` and `ablations*.json`; and, of
+`reproduce.py`, `steps.json` with the seconds each step took and `notes` with the commits. What is not there is left
+out and named. `results.json` gets everything with the commits, the machine and the versions of the libraries, and no
+path of the machine; it is copied beside this script, into `published`, with the figures that show no clips. What
+stands between `<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is written anew.
 """
 
 import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import EXAMPLES, code_state, state_name
 from robustness import as_table as robustness_table
 from tables import (
     ablations_table,
@@ -35,21 +35,18 @@ from tables import (
 )
 from targets import judge
 
-EXAMPLES = Path(__file__).parents[1]
 sys.path += [str(EXAMPLES), str(EXAMPLES / "benchmarks")]
 from checkpoints import write_atomically  # noqa: E402
 from model_card import BLOCK, data_name  # noqa: E402
 from options import parse_arguments, weights_digest, write_json  # noqa: E402
 from report import cpu_name  # noqa: E402
 
-PARTS = ("retrieval", "emotion", "probes", "equal_time", "robustness", "alignment", "ablations")
+PARTS = ("retrieval", "emotion", "untrained", "probes", "equal_time", "robustness", "alignment", "ablations")
 FIGURES = {
     "alignment-length.png": "Recall over the length of the clips",
     "alignment-rates.png": "What each rate carries",
     "ablations.png": "Ablations",
 }
-# What this script writes itself, for git.
-WRITTEN = [f":(top,exclude){name}" for name in ("README.md", "model_card.md", "examples/results/published")]
 LIBRARIES = (
     "torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "soundfile", "soxr", "opensmile",
 )  # fmt: skip
@@ -106,7 +103,7 @@ def is_other(folder: str, digest: str) -> bool:
 
 
 def environment() -> dict:
-    """What the figures hold for: commit, machine, versions of the libraries."""
+    """What the figures hold for: commit of the report, machine, versions of the libraries."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -114,8 +111,7 @@ def environment() -> dict:
         except PackageNotFoundError:  # of an extra
             continue
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "changed": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":/", *WRITTEN)),
+        **code_state(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -123,18 +119,22 @@ def environment() -> dict:
     }
 
 
-def git(*words: str) -> str | None:
-    """What git says of the repository of this file; nothing outside of a clone."""
-    try:
-        return subprocess.run(
-            ["git", "-C", str(EXAMPLES), *words], capture_output=True, text=True, check=True
-        ).stdout.rstrip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def measured_at(folder: Path, reports: dict[tuple[str, str], dict]) -> dict[str, list[str]]:
+    """The steps of `reproduce.py`, and the ablations, by the state of the code that they ran in."""
+    found: dict[str, set[str]] = {}
+    for note in folder.glob("notes/*.json"):
+        found.setdefault(state_name(json.loads(note.read_text())), set()).add(note.stem.rpartition("-")[0])
+    for part, data in reports:
+        if part == "ablations":
+            found.setdefault(state_name(reports[part, data]), set()).add(part)
+    return {state: sorted(names) for state, names in sorted(found.items())}
 
 
 def tell_trainings(report: dict) -> None:
-    """Add to the systems of an `equal_time` report how many clips their trainings got through, if these are there."""
+    """Add to the systems of an `equal_time` report what their trainings tell, if these are there.
+
+    That is how many clips they got through, and their retrieval on validation.
+    """
     for folder in (*report["arguments"].get("models", []), *report["arguments"].get("peers", [])):
         file = Path(folder) / "results.json"
         training = json.loads(file.read_text()) if file.is_file() else {}
@@ -142,6 +142,7 @@ def tell_trainings(report: dict) -> None:
             results = report["results"]
             system = results if training["encoder"] == "calm" else results[training["encoder"]]
             system.setdefault("clips_seen", []).append(training["clips_seen"])
+            system.setdefault("validation_recall", []).append(training["validation"]["eval_audio_to_text_recall@10"])
 
 
 def without_paths(value: Any, folder: Path) -> Any:
@@ -169,29 +170,35 @@ def publish(report: dict, results: Path, published: Path) -> list[str]:
 def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
     """Every table but that of the targets, under a line that says what it shows."""
     found = []
-    emotions = {data: report["results"] for (part, data), report in reports.items() if part == "emotion"}
+    emotions, untrained = (
+        {data: report["results"] for (part, data), report in reports.items() if part == wanted}
+        for wanted in ("emotion", "untrained")
+    )
     if emotions:
-        found.append(f"**Emotions** beside baselines and chance:\n\n{emotion_table(emotions)}")
+        found.append(f"**Emotions** beside baselines and chance:\n\n{emotion_table(emotions, untrained)}")
     for (part, data), report in reports.items():
         results = report["results"]
         if part == "alignment":
             found.append(f"**Before and after CALP**, {data}:\n\n{space_table(results)}")
             found.append(
-                f"**What each rate carries**, by linear maps from mean and deviation over time; words of {data}:\n\n"
+                "**What each rate carries**, by linear maps from mean and deviation over time, before and after CALP;"
+                f" words of {data}:\n\n"
                 f"{rates_table(results)}"
             )
             found.append(f"**Over the length of the clips**, {data}, by embeddings:\n\n{length_table(results)}")
         elif part == "equal_time":
             found.append(
-                f"**After equal time** on the same clips from random weights; linear probes, {data}:\n\n"
+                "**After equal time** on the same clips from random weights, one training each; linear probes,"
+                f" {data}, and R@10 on the validation split of the training:\n\n"
                 f"{equal_time_table(results)}"
             )
         elif part == "robustness":
             found.append(
                 f"**Perturbed recordings**: UAR on {data}, R@1 on"
-                f" {data_name(report['arguments'].get('retrieval_dataset') or data)}. The probes are those after equal"
-                " time, fitted on clean clips; their encoders have no text embeddings to search. In brackets the"
-                f" interval of clean clips, and of the others the change:\n\n{robustness_table(results)}"
+                f" {data_name(report['arguments'].get('retrieval_dataset') or data)}. Training, of CALM and from"
+                " scratch, varies speed, silence, band, noise and level: of these perturbations only the crops are of"
+                " another kind. Probes, which are those after equal time, and eGeMAPS were fitted on clean clips. In"
+                f" brackets the interval of clean clips, and of the others the change:\n\n{robustness_table(results)}"
             )
         elif part == "ablations":
             seeds = len(next(iter(results["base"].values()))["seeds"])
@@ -228,6 +235,7 @@ def main(argv: list[str] | None = None) -> dict:
     made_on = environment()
     report = {
         "environment": made_on,
+        "measured_at": measured_at(folder, reports),
         "seconds": json.loads(steps.read_text()) if steps.is_file() else None,
         "missing": missing + unjudged,
         "targets": rows,
@@ -236,16 +244,19 @@ def main(argv: list[str] | None = None) -> dict:
     report = without_paths(report, folder.resolve())
     write_json(folder / "results.json", report)
     figures = publish(report, folder, Path(arguments.published))
-    commit = (made_on["commit"] or "no commit")[:7] + (" with changes" if made_on["changed"] else "")
+    states = [f"{', '.join(names)} at {state}" for state, names in report["measured_at"].items()]
     libraries = " and ".join(f"{name} {made_on['versions'][name]}" for name in ("torch", "transformers"))
     intro = (
-        f"Written by `examples/results/write_report.py` at {commit} with {libraries}, on"
+        f"Written by `examples/results/write_report.py` at {state_name(made_on)} with {libraries}, on"
         f" {made_on['gpu'] or made_on['cpu']}, {made_on['cores']} cores."
         " Test splits, speakers that no training saw; 95 % bootstrap intervals over the clips:"
-        " what other clips of these speakers would change, not what other speakers or trainings would."
+        " what other clips of these speakers would change, not what other speakers or trainings would. Multiples of a"
+        " baseline are judged by the estimates alone."
     )
     if report["seconds"]:
-        intro += f" Its steps took {sum(report['seconds'].values()) / 60:.0f} minutes."
+        intro += f" The steps took {sum(report['seconds'].values()) / 60:.0f} minutes."
+    if states:
+        intro += f" Measured: {'; '.join(states)}."
     place = os.path.relpath(arguments.published, Path(arguments.readme).parent)
     drawn = ["\n".join(f"![{FIGURES[name]}]({place}/{name})" for name in figures)] if figures else []
     lacking = [f"Not measured: {'; '.join(report['missing'])}."] if report["missing"] else []
