@@ -160,7 +160,12 @@ def main(argv: list[str] | None = None) -> dict:
     if for_classes and head["problem_type"] != "single_label_classification":
         raise ValueError(
             f"`{' '.join(for_classes)}` is for classes, one an utterance; '{data.label_column}' is a"
-            f" {head['problem_type'].replace('_', ' ')} problem. Leave it out, and train by `--num_train_epochs`."
+            f" {head['problem_type'].replace('_', ' ')} problem. Set it to false, and train by `--num_train_epochs`."
+        )
+    if head["problem_type"] == "regression" and arguments.regression_loss == "ccc" and training.train_batch_size == 1:
+        raise ValueError(
+            "One clip has no concordance to learn from: raise `--per_device_train_batch_size`, or choose"
+            " `--regression_loss mse`."
         )
     if arguments.balance_classes:
         counts = np.bincount(train["label"])

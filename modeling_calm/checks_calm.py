@@ -50,10 +50,12 @@ class RefusesTypos:
         that resemble a setting are refused.
 
         Raises:
-            ValueError: names a keyword that is a setting misspelt, and the setting.
+            ValueError: names a keyword that is a setting misspelt, and the setting; or a setting that does not fit the
+                others.
         """
         returns_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        config.validate()  # the library puts keywords on a configuration that was checked without them
         known = [field.name for field in fields(config)]
         check_keywords(config, [name for name in unused if difflib.get_close_matches(name, known, cutoff=RESEMBLANCE)])
         return (config, unused) if returns_unused else config

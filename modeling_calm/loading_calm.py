@@ -163,7 +163,20 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
             audio_config (`CalmAudioConfig` or `dict`, *optional*): SpecTran.
             kwargs: settings of [`CalmConfig`]; `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`,
                 `force_download`, `trust_remote_code` and `dtype` go to the loading of the language model.
+
+        Returns:
+            The model in evaluation mode, as from `from_pretrained`.
+
+        Raises:
+            ValueError: for `quantization_config`: weights are quantised when a checkpoint is loaded.
         """
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                "SpecTran is new here and has to be trained before it is quantised. Save the model, and give"
+                " `quantization_config` to `from_pretrained`."
+            )
+        if "torch_dtype" in kwargs:  # the library's older word
+            kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
         loading = {name: kwargs.pop(name) for name in LOADING_KEYWORDS if name in kwargs}
         text_model = AutoModel.from_pretrained(name_or_path, **loading)
         if path.isdir(name_or_path):
@@ -181,4 +194,4 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
         weights = {k: v for k, v in text_model.state_dict().items() if k in known}
         base.text_model.load_state_dict(weights)
         base.describe_vocabulary()
-        return model
+        return model.eval()

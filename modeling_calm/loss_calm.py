@@ -16,7 +16,10 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 from transformers.utils.generic import maybe_autocast
+
+logger = logging.get_logger(__name__)
 
 MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
 
@@ -207,8 +210,10 @@ def concordance_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.
     """One minus the concordance correlation coefficient (Lin 1989), the mean over the targets.
 
     Args:
-        predictions, targets: (N, K).
+        predictions, targets: (N, K). Of one clip the loss is 1 and its gradient 0, whatever is predicted.
     """
+    if len(predictions) < 2 and predictions.requires_grad:
+        logger.warning_once("A batch of one clip has no concordance: nothing is learned of it. Raise the batch size.")
     predictions, targets = predictions.float(), targets.float()
     mean_p, mean_t = predictions.mean(0), targets.mean(0)
     covariance = ((predictions - mean_p) * (targets - mean_t)).mean(0)
@@ -237,7 +242,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreT
             config.problem_type = f"{'multi' if several else 'single'}_label_classification"
     weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
     if config.problem_type == "single_label_classification":
-        if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < config.num_labels):
+        if not torch.compiler.is_compiling() and ((labels < 0) | (labels >= config.num_labels)).any():
             raise ValueError(f"Labels must lie in [0, {config.num_labels}); these reach {labels.tolist()}.")
         return cross_entropy(logits, labels.view(-1).long(), weight=weights)
     if labels.shape not in (logits.shape, logits.squeeze(-1).shape):

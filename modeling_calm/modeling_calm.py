@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_calm import CalmConfig
+from .input_checks_calm import check_inputs, check_language_model
 from .loading_calm import CalmPreTrainedModel
 from .loss_calm import (
     audio_text_loss,
@@ -67,12 +68,7 @@ class CalmModel(CalmPreTrainedModel):
         super().__init__(config)
         self.audio_model = CalmAudioModel(config.audio_config)
         text_class = AutoModel._model_mapping[type(config.text_config)]
-        takes_embeds = "inputs_embeds" in inspect.signature(text_class.forward).parameters
-        if config.text_config.is_encoder_decoder or not takes_embeds:
-            raise ValueError(
-                f"The language model must be an encoder that takes `inputs_embeds`, as BERT, RoBERTa or ModernBERT do;"
-                f" `{config.text_config.model_type}` is none."
-            )
+        check_language_model(config.text_config, text_class)
         pooling = "add_pooling_layer" in inspect.signature(text_class.__init__).parameters
         self.text_model = AutoModel.from_config(
             config.text_config, **({"add_pooling_layer": False} if pooling else {})
@@ -217,14 +213,21 @@ class CalmModel(CalmPreTrainedModel):
 
         ```
         """
-        outputs = self.audio_model(input_features, input_features_mask)
+        outputs = self.audio_model(input_features, input_features_mask, windows_at_once=WINDOWS_AT_ONCE)
         tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)  # (B, T, E)
         embeddings = self.get_input_embeddings()
         every_id = torch.arange(len(embeddings.weight), device=tokens.device)
         words = embeddings(every_id) - self.word_embedding_mean  # (V, E); an offloaded weight is there for its module
-        cosines = normalize(tokens.float(), dim=-1) @ normalize(words.float(), dim=-1).T
-        cosines[..., [*(self.config.special_token_ids or []), *(excluded_token_ids or [])]] = -torch.inf
-        similarities, token_ids = cosines.topk(top_k, dim=-1)
+        words, excluded = (
+            normalize(words.float(), dim=-1),
+            [*(self.config.special_token_ids or []), *(excluded_token_ids or [])],
+        )
+        nearest = []
+        for some in normalize(tokens.float(), dim=-1).split(WINDOWS_AT_ONCE, dim=1):
+            cosines = some @ words.T
+            cosines[..., excluded] = -torch.inf
+            nearest.append(cosines.topk(top_k, dim=-1))
+        similarities, token_ids = (torch.cat(parts, dim=1) for parts in zip(*nearest, strict=True))
         edges = torch.arange(tokens.shape[1] + 1, device=tokens.device) * self.config.audio_config.seconds_per_token
         return NearestTokens(
             token_ids=token_ids,
@@ -330,13 +333,14 @@ class CalmModel(CalmPreTrainedModel):
             input_features_mask: (B, P), an all-zero row for a row without audio; all ones by default.
 
         Raises:
-            ValueError: if a row, or the call, has neither text nor audio; if the numbers of rows differ; if a row has
-                more tokens than the language model has positions; if the patches do not fit the model. A compiled or
-                exported graph cannot tell what a row holds, and refuses none.
+            TypeError: for an input of another name.
+            ValueError: if a row, or the call, has neither text nor audio; if the numbers of rows or the shapes of text
+                and mask differ; if a row has more tokens than the language model has positions; if the patches do not
+                fit the model. A compiled or exported graph cannot tell what a row holds, and refuses none.
         """
         if input_ids is None and input_features is None:
             raise ValueError("Give `input_ids`, `input_features` or both.")
-        if kwargs.pop("inputs_embeds", None) is not None:  # adapter libraries hand on a None
+        if kwargs.pop("inputs_embeds", None) is not None:
             raise ValueError("`inputs_embeds` are made here, of words and acoustic tokens; give `input_ids`.")
         both = input_ids is not None and input_features is not None
         if both and not torch.compiler.is_compiling() and len(input_ids) != len(input_features):
@@ -347,6 +351,11 @@ class CalmModel(CalmPreTrainedModel):
         like = input_ids if input_ids is not None else input_features
         if input_ids is None:
             input_ids = torch.zeros(like.shape[0], 0, dtype=torch.long, device=like.device)
+        if not torch.compiler.is_compiling():
+            check_inputs(self, kwargs, input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) is None and getattr(self.config, name):  # the language model has its own configuration
+                kwargs[name] = True
         words_mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         words = self.get_input_embeddings()(input_ids)  # (B, L, E)
         if input_features is None:
@@ -435,7 +444,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
             init.normal_(module.blank_embedding, std=self.config.initializer_range)
 
     def freeze_idle(self) -> None:
-        """Leave the reader out of training where its weight is 0: what is idle stops distributed training."""
+        """Leave the reader out of training where its weight is 0: what is idle stops distributed training.
+
+        It is of this package alone, so no one expects to freeze it. Other parts without a use, such as the language
+        model where both masked terms are 0, are the training's to freeze, as `examples/pretrain.py` does.
+        """
         self.reader.requires_grad_(bool(self.config.transcript_loss_weight))
 
     def get_output_embeddings(self) -> nn.Module:
@@ -503,7 +516,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         if masked is not None or labels is not None:
             visible = tokens
             if masked is not None:
-                masked = masked & tokens_mask
+                masked = masked.bool() & tokens_mask
                 visible = self.calm.project(audio_model.add_context(windows, tokens_mask, masked), tokens_mask)
             words = self.get_input_embeddings()(input_ids)
             types = batch.get("token_type_ids")
@@ -567,8 +580,10 @@ class CalmForPreTraining(CalmPreTrainedModel):
             mask_time_indices: (B, T) bool, masked acoustic tokens.
             pair_indices: (B,), t of the neighbouring windows (t, t + 1), -1 for none.
             return_loss: whether to compute the terms.
+            kwargs: `output_hidden_states` and the like are taken and change nothing; [`CalmModel`] records states.
 
         Raises:
+            TypeError: for an input of another name.
             ValueError: for a training batch of one clip, which leaves the contrast with texts without negatives, or
                 one whose inputs have different numbers of rows.
         """
@@ -577,6 +592,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
             "token_type_ids": token_type_ids, "input_features_mask": input_features_mask, "labels": labels,
             "mask_time_indices": mask_time_indices, "pair_indices": pair_indices,
         }  # fmt: skip
+        if not torch.compiler.is_compiling():
+            check_inputs(self, kwargs, input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         given = {name: value for name, value in given.items() if value is not None}
         rows = {name: len(value) for name, value in given.items()}
         # Each compared with the first: a set of the numbers would be compiled anew for every one.
@@ -631,7 +648,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
             raise ValueError("This model was not trained to read transcripts: its `transcript_loss_weight` is 0.")
         texts = {"input_ids": input_ids, "attention_mask": attention_mask}
         word_ids = self._vocabulary(texts, gather=False)
-        audio = self.calm.audio_model(input_features, input_features_mask)
+        audio = self.calm.audio_model(input_features, input_features_mask, windows_at_once=WINDOWS_AT_ONCE)
         mask = audio.acoustic_tokens_mask
         said = self.reader(self.calm.project(audio.last_hidden_state, mask), mask, word_ids, self._directions)
         return transcript_scores(said, mask.sum(-1), self._pieces(texts), word_ids)

@@ -215,7 +215,9 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
 
     def _pool_windows(self, patches: torch.Tensor, real: torch.Tensor, **kwargs) -> torch.Tensor:
         """(W, S, D) patches and the (W, S) mask of real ones to (W, hidden)."""
-        hidden_states = self.embeddings(patches.to(self.embeddings.projection.weight.dtype))  # (W, S, hidden)
+        hidden_states = self.embeddings(
+            patches.to(self.mask_embedding.dtype)
+        )  # (W, S, hidden); the projection may be quantised
         attention_mask = create_bidirectional_mask(self.config, hidden_states, real)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
@@ -230,7 +232,7 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         """
         if mask_time_indices is None:  # the vector still takes part: an idle parameter stops distributed training
             mask_time_indices = torch.zeros_like(tokens_mask)
-        windows = torch.where(mask_time_indices.unsqueeze(-1), self.mask_embedding.to(windows.dtype), windows)
+        windows = torch.where(mask_time_indices.bool().unsqueeze(-1), self.mask_embedding.to(windows.dtype), windows)
         width = self.config.hidden_size // self.config.num_attention_heads
         exponents = torch.arange(0, width, 2, device=windows.device, dtype=torch.float32) / width
         times = torch.arange(windows.shape[1], device=windows.device, dtype=torch.float32)

@@ -63,6 +63,12 @@ class _Collator:
             given = torch.tensor([text is not None for text in texts])
             batch["attention_mask"] = batch["attention_mask"] * given[:, None]
         if any(row.get("input_features") is not None for row in rows):
+            other = [row.get("input_features") is None and row.get("audio") is not None for row in rows]
+            if any(other):
+                row = other.index(True)
+                raise ValueError(
+                    f"Row {row} of the batch has `audio`, and others have `input_features`; give one kind."
+                )
             batch.update(self._pad_features([row.get("input_features") for row in rows], generator))
         elif any("audio" in row or "input_features" in row for row in rows):
             batch.update(self._extract_features([audio_of(row) for row in rows], generator))
@@ -236,13 +242,28 @@ class DataCollatorForCalmClassification(_Collator):
 
     def __call__(self, rows: Sequence[dict], generator: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
         for index, row in enumerate(rows):
-            if row.get("audio") is None and row.get("text") is None:
+            if all(row.get(name) is None for name in ("audio", "input_features", "text")):
                 raise ValueError(f"Row {index} of the batch has neither audio nor text.")
         batch = self._batch(rows, _generator(generator))
-        if rows[0].get("label") is not None:
-            labels = np.asarray([row["label"] for row in rows])
-            batch["labels"] = torch.tensor(labels, dtype=torch.long if labels.dtype.kind in "iu" else torch.float32)
+        if any(row.get("label") is not None for row in rows):
+            batch["labels"] = self._labels([row.get("label") for row in rows])
         return batch
+
+    def _labels(self, given: list) -> torch.Tensor:
+        """(B,) classes as long, or (B,) or (B, K) float targets.
+
+        Raises:
+            ValueError: names the first row whose label is missing, no number, or of another shape than the others.
+        """
+        arrays = [np.asarray(label) for label in given]
+        for index, label in enumerate(arrays):
+            if label.dtype.kind not in "biuf" or label.shape != arrays[0].shape:
+                raise ValueError(
+                    f"The label of row {index} of the batch is {given[index]!r}; each row needs the number of its"
+                    " class, or as many numbers as the others have."
+                )
+        labels = np.stack(arrays)
+        return torch.tensor(labels, dtype=torch.float32 if labels.dtype.kind == "f" or labels.ndim > 1 else torch.long)
 
 
 class SeededCollator:

@@ -166,7 +166,10 @@ def test_a_language_model_starts_with_its_own_options(language_model, audio_conf
     model = CalmModel.from_text_pretrained(
         folder, audio_config=audio_config, dtype=torch.bfloat16, local_files_only=True, special_token_ids=[2, 3]
     )
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == torch.bfloat16 and not model.training
+    assert CalmModel.from_text_pretrained(folder, audio_config, torch_dtype=torch.float16).dtype == torch.float16
+    with pytest.raises(ValueError, match="trained before it is quantised"):
+        CalmModel.from_text_pretrained(folder, audio_config, quantization_config=object())
     assert model.config.special_token_ids == [2, 3]
     with pytest.raises(ValueError, match="audio_text_loss_weight"):
         CalmModel.from_text_pretrained(folder, audio_config=audio_config, audio_text_loss_wieght=0.5)

@@ -194,6 +194,8 @@ def test_rows_that_lack_a_modality_are_classified_by_the_other(processor, config
         ([0.5, -1.0, 2.0, 0.0], torch.float32, (4,)),
         ([[1.0, 0.0]] * 4, torch.float32, (4, 2)),
         (list(np.ones((4, 3))), torch.float32, (4, 3)),
+        ([[1, 0]] * 4, torch.float32, (4, 2)),
+        ([True, False, True, True], torch.long, (4,)),
     ],
 )
 def test_labels_are_classes_or_targets_by_their_type(processor, rows, labels, dtype, shape):
@@ -204,6 +206,34 @@ def test_labels_are_classes_or_targets_by_their_type(processor, rows, labels, dt
     assert batch["labels"].dtype == dtype
     assert batch["labels"].shape == shape
     assert "labels" not in DataCollatorForCalmClassification(processor)(rows)
+
+
+@pytest.mark.parametrize("label", [None, "angry", [1, 0]], ids=str)
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_label_that_is_no_number_is_named(processor, rows, label, place):
+    """The batch would lack its labels, or fail in torch's words."""
+    labels = [1, 0, 1, 0]
+    labels[place] = label
+    labelled = [{**row, "label": value} for row, value in zip(rows, labels, strict=True)]
+    with pytest.raises(ValueError, match=r"label of row \d of the batch is .*number of its class"):
+        DataCollatorForCalmClassification(processor)(labelled)
+
+
+def test_features_made_beforehand_are_classified_as_the_clips(processor, rows):
+    """Rows of shards hold no audio; beside rows that do, one of both would be left out unseen."""
+    extractor, collator = processor.feature_extractor, DataCollatorForCalmClassification(processor)
+    clips = [{"audio": row["audio"], "label": 1} for row in rows]
+    made = []
+    for clip in clips:
+        features = extractor(clip["audio"], sampling_rate=extractor.sampling_rate)
+        real = np.asarray(features["input_features_mask"][0], dtype=bool)
+        made.append({"input_features": np.asarray(features["input_features"][0])[real], "label": 1})
+    expected, batch = collator(clips), collator(made)
+    assert batch.keys() == expected.keys()
+    for name, values in batch.items():
+        torch.testing.assert_close(values, expected[name])
+    with pytest.raises(ValueError, match="Row 1 of the batch has `audio`, others have `input_features`"):
+        collator([made[0], clips[1]])
 
 
 def test_files_bytes_and_waveforms_are_the_same_clip(processor, rows, tmp_path):

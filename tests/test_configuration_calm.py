@@ -110,6 +110,23 @@ def test_a_checkpoint_can_be_given_other_labels(config, tmp_path):
     assert (loaded.num_labels, loaded.class_weights) == (3, [1, 2, 3])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"contrastive_chunk_size": 0}, "at least 1"),
+        ({"masked_language_loss_weight": -1}, "cannot be negative"),
+        ({"num_labels": 3, "class_weights": [1.0, 2.0]}, "2 entries for 3 labels"),
+    ],
+)
+def test_what_is_given_when_loading_is_checked_too(config, tmp_path, given, message):
+    """The library puts keywords on a configuration that was checked without them."""
+    config.save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match=message):
+        CalmConfig.from_pretrained(tmp_path, **given)
+    with pytest.raises(StrictDataclassError, match="`token_frames` .7. must be a positive multiple"):
+        CalmAudioConfig.from_pretrained(tmp_path, token_frames=7)
+
+
 def test_every_auto_class_is_named_in_every_file(config, audio_config):
     """The library names only the class that was saved: a pretraining checkpoint would not load as `AutoModel`."""
     kinds = {"AutoConfig", "AutoModel", "AutoModelForPreTraining", "AutoModelForSequenceClassification"}

@@ -89,11 +89,19 @@ def test_audio_as_long_as_fits_works_and_longer_is_refused(name, family):
             model(words, longer)
 
 
-@pytest.mark.parametrize("name", ["t5", "clip_text_model"])
+@pytest.mark.parametrize("name", ["t5", "clip_text_model", "fnet", "gpt2", "llama"])
 def test_what_cannot_read_acoustic_tokens_is_refused(name, audio_config):
-    """An encoder with a decoder, or one that takes ids alone, would fail at the first batch, with a riddle."""
+    """An encoder with a decoder, or one that takes ids alone, would fail at the first batch, with a riddle.
+
+    FNet mixes padding into its words, and a decoder reads them before it has heard a sound: both without an error.
+    """
     with pytest.raises(ValueError, match=f"must be an encoder that takes `inputs_embeds`.*`{name}` is none"):
         CalmModel(CalmConfig(audio_config=audio_config, text_config={"model_type": name}))
+
+
+def test_an_encoder_set_to_decode_is_refused(audio_config):
+    with pytest.raises(ValueError, match="must be an encoder"):
+        CalmModel(CalmConfig(audio_config=audio_config, text_config=language_model_config("bert", is_decoder=True)))
 
 
 @every_language_model

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from modeling_calm import CalmConfig
+from modeling_calm import CalmConfig, loss_calm
 from modeling_calm.loss_calm import (
     audio_text_loss,
     classification_loss,
@@ -115,6 +115,17 @@ def test_concordance_loss_is_lins_formula():
     exact = torch.from_numpy(targets)
     assert concordance_loss(exact, exact).item() == pytest.approx(0, abs=1e-6)
     assert concordance_loss(-exact, exact - 2 * exact.mean(0)).item() == pytest.approx(2, abs=1e-6)
+
+
+def test_one_clip_has_no_concordance_and_that_is_told(monkeypatch):
+    """A run of such batches would train nothing."""
+    told = []
+    monkeypatch.setattr(loss_calm.logger, "warning_once", told.append)
+    predictions = torch.tensor([[0.3, 0.2]], requires_grad=True)
+    loss = concordance_loss(predictions, torch.tensor([[0.1, 0.9]]))
+    loss.backward()
+    assert loss == 1 and not predictions.grad.any()
+    assert "Raise the batch size" in told[0]
 
 
 def test_concordance_of_constants_is_finite():

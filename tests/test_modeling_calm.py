@@ -93,6 +93,38 @@ def test_a_row_or_call_of_nothing_is_an_error_that_names_it(config, batch):
             model(batch["input_ids"], attention_mask=batch["attention_mask"])
 
 
+@pytest.mark.parametrize("kind", [CalmModel, CalmForSequenceClassification, CalmForPreTraining])
+def test_an_input_of_another_name_or_shape_is_refused(kind, config, batch):
+    """A mask misspelt would let padding count as sound, and the mask of words cannot be that of the sound."""
+    model = kind(config).eval()
+    misspelt = {**batch, "input_feature_mask": batch["input_features_mask"]}
+    with pytest.raises(TypeError, match=r"takes no input `input_feature_mask`\. Did you mean `input_features_mask`"):
+        model(**misspelt)
+    model(**batch, token_type_ids=None, position_ids=None, adapter=None)  # as adapter libraries call
+    for name in ("attention_mask", "token_type_ids"):
+        with pytest.raises(ValueError, match=f"`{name}` has shape .* the mask of the sound is `input_features_mask`"):
+            model(**{**batch, name: batch["input_features_mask"]})
+
+
+def test_states_are_recorded_where_the_configuration_asks(config, batch):
+    """Asked for by `from_pretrained(..., output_hidden_states=True)`, it stands in the outer configuration."""
+    model = CalmModel(config).eval()
+    assert model(**batch).hidden_states is None
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 1 + config.text_config.num_hidden_layers
+    assert model(**batch, output_hidden_states=False).hidden_states is None
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_quantised_layers_read_the_same_patches(config, batch):
+    """A quantised projection has weights of integers, to which features must not be rounded."""
+    model = CalmForSequenceClassification(config).eval()
+    expected = model(**batch).logits
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert not isinstance(quantised.calm.audio_model.embeddings.projection, torch.nn.Linear)
+    close(quantised(**batch).logits, expected, tolerance=0.05)
+
+
 def test_a_batch_whose_rows_all_lack_audio_is_text_alone(config, batch):
     """A rank may draw such a batch; SpecTran still takes part, so that distributed training does not wait for it."""
     model = CalmModel(config).eval()
