@@ -23,9 +23,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="Folder of the runs, all made anew.")
     output = parser.parse_args().output
     started = time.monotonic()
-    for run in ("pretrain", *CEILINGS):
-        shutil.rmtree(output / run, ignore_errors=True)
+    runs = [output / run for run in ("pretrain", *CEILINGS)]
+    if any(run.exists() for run in runs) and not (output / "corpus" / "recipe.json").exists():
+        raise ValueError(f"'{output}' holds runs, and not those of a demo: give another `--output`.")
     corpus = str(build_demo_corpus(output / "corpus"))
+    for run in runs:
+        shutil.rmtree(run, ignore_errors=True)
 
     aligned = str(output / "pretrain")
     pretrain.main(["--dataset", corpus, "--output_dir", aligned])

@@ -95,7 +95,7 @@ def prepare_split(name: str, arguments: PreparationArguments, data: DataArgument
         ValueError: if the split was prepared from other data or by other settings, or every row of it is refused.
     """
     dataset = load_split(data, getattr(data, f"{name}_split"))
-    check_columns(dataset, [("audio_column", data.audio_column)])
+    check_columns(dataset, [("audio_column", data.audio_column)], data.dataset)
     transcribed = data.text_column in dataset.column_names and not arguments.keep_untranscribed
     extractor = arguments.extractor()
     writer = ShardWriter(

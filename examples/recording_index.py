@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from processing import AudioError, CalmProcessor, load_audio
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16  # passages at once
+SAVED_EVERY_S = 300.0  # while an archive is read: what a power cut costs
 
 
 @dataclass
@@ -121,7 +123,8 @@ def load_index(file: Path) -> tuple[dict[str, Recording], dict]:
 def refresh_index(model, processor, folder: Path, file: Path, passage_s: float, key: str) -> dict[str, Recording]:
     """Index the new and the changed files of a folder, forget those that are gone, and keep the rest.
 
-    An index of other weights or another `passage_s` is made anew. An interrupted run keeps what it has indexed.
+    An index of other weights or another `passage_s` is made anew. An interrupted run keeps what it has
+    indexed, and one that is killed all but the last minutes.
 
     Raises:
         ValueError: if there is no recording, or none that can be read.
@@ -133,7 +136,7 @@ def refresh_index(model, processor, folder: Path, file: Path, passage_s: float, 
     stored, found = load_index(file) if file.exists() else ({}, None)
     stored = stored if found == settings else {}
     recordings = {name: stored[name] for name in names if name in stored and _is_current(stored[name], folder / name)}
-    problems, changed = [], 0
+    problems, changed, saved = [], 0, time.monotonic()
     try:
         for name in names:
             if name in recordings:
@@ -143,6 +146,9 @@ def refresh_index(model, processor, folder: Path, file: Path, passage_s: float, 
                 changed += 1
             except AudioError as error:
                 problems.append(str(error))
+            if recordings and time.monotonic() - saved > SAVED_EVERY_S:
+                save_index(file, recordings, settings)
+                saved = time.monotonic()
     finally:
         recordings = {name: recordings[name] for name in names if name in recordings}
         if recordings and (changed or recordings.keys() != stored.keys()):

@@ -20,11 +20,12 @@ __all__ = ["DataArguments", "check_columns", "join", "read_features", "read_spli
 logger = logging.getLogger(__name__)
 
 
-def check_columns(dataset: Dataset, columns: list[tuple[str, str]]) -> None:
+def check_columns(dataset: Dataset, columns: list[tuple[str, str]], name: str) -> None:
     """Refuse a data set without the columns asked for.
 
     Args:
         columns: pairs of option name and column name.
+        name: what `--dataset` says, for the error.
 
     Raises:
         ValueError: names the missing column, its option, and the columns that are there.
@@ -33,8 +34,8 @@ def check_columns(dataset: Dataset, columns: list[tuple[str, str]]) -> None:
         if column not in dataset.column_names:
             other = "; `finetune.py --modalities audio` needs no transcripts" if option == "text_column" else ""
             raise ValueError(
-                f"The data set has no column '{column}'; it has {dataset.column_names}. Name the right one with"
-                f" `--{option}`{other}."
+                f"The data set '{name}' has no column '{column}'; it has {dataset.column_names}. Name the right one"
+                f" with `--{option}`{other}."
             )
 
 
@@ -59,7 +60,7 @@ def read_split(
         raise ValueError(f"Split '{split}' of '{arguments.dataset}' holds no recording.")
     labels = arguments.label_columns() if label else []
     columns = [("audio_column", arguments.audio_column)] + [("label_column", name) for name in labels]
-    check_columns(dataset, columns + ([("text_column", arguments.text_column)] if text else []))
+    check_columns(dataset, columns + ([("text_column", arguments.text_column)] if text else []), arguments.dataset)
     added = {"row": list(range(len(dataset)))}
     if text:
         added["text"] = list(dataset[arguments.text_column])
@@ -104,7 +105,7 @@ def read_features(arguments: DataArguments, split: str, column: str) -> Dataset:
         ValueError: if a column is missing; lists every row without a transcript.
     """
     dataset = load_split(arguments, split)
-    check_columns(dataset, [("features_column", column), ("text_column", arguments.text_column)])
+    check_columns(dataset, [("features_column", column), ("text_column", arguments.text_column)], arguments.dataset)
     refuse_missing(list(dataset[arguments.text_column]), arguments.text_column, split, "transcript")
     kept = [name for name in ("duration", "speaker", "file_name") if name in dataset.column_names]
     dataset = dataset.select_columns([column, arguments.text_column, *kept])
@@ -138,18 +139,12 @@ def warn_of_shared_speakers(splits: dict[str, Dataset]) -> None:
             )  # fmt: skip
 
 
-def seconds_per_token(processor: CalmProcessor) -> float:
-    """Seconds of audio in an acoustic token."""
-    extractor = processor.feature_extractor
-    return extractor.token_frames * extractor.hop_length / extractor.sampling_rate
-
-
 def tokens_needed(
     processor: CalmProcessor, seconds: np.ndarray, texts: list[str] | None, augmentation: WaveformAugmentation | None
 ) -> np.ndarray:
     """Lexical and acoustic tokens (N,) that utterances of so many seconds (N,) can come to need."""
     longest = seconds if augmentation is None else augmentation.longest(seconds)
-    tokens = np.ceil(longest / seconds_per_token(processor))
+    tokens = np.ceil(longest / processor.feature_extractor.seconds_per_token)
     return tokens if texts is None else tokens + processor(text=texts, return_tensors="np")["attention_mask"].sum(-1)
 
 

@@ -111,10 +111,11 @@ def _load_local(source: Path, name: str, arguments: DataArguments) -> Dataset:
     if shards := local_shards(source, name):
         return _load_shards(shards)
     clips = {folder.name: _clips(folder) for folder in source.glob("*/")}
-    if clips.get(name):  # name/label/clip.wav
+    if clips.get(name):  # name/label/clip.wav, or deeper
         columns = {arguments.audio_column: [str(clip.resolve()) for clip in clips[name]]}
         if all(clip.parent != source / name for clip in clips[name]):
-            columns[arguments.label_columns()[0]] = [clip.parent.name for clip in clips[name]]
+            labels = [clip.relative_to(source / name).parts[0] for clip in clips[name]]
+            columns[arguments.label_columns()[0]] = labels
         return Dataset.from_generator(_rows, gen_kwargs={"columns": columns})
     found = {split for split in manifests if not SHARD.search(split)} | {split for split in clips if clips[split]}
     if found:

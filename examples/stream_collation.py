@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from speech_data import seconds_per_token, tokens_needed
+from speech_data import tokens_needed
 from torch.utils.data import get_worker_info
 
 from processing import AudioError, CalmProcessor, SeededCollator, load_audio
@@ -84,8 +84,9 @@ class StreamCollator:
             found = {"text": str(text), "row": row["row"], "file_name": row["id"]}
             if self.features:
                 found["input_features"] = as_patches(audio)
-                tokens = len(found["input_features"]) / self.processor.feature_extractor.patches_per_token
-                return self._check_length(found, tokens * seconds_per_token(self.processor))
+                extractor = self.processor.feature_extractor
+                tokens = len(found["input_features"]) / extractor.patches_per_token
+                return self._check_length(found, tokens * extractor.seconds_per_token)
             if not isinstance(audio, Mapping) or audio.get("bytes") is None:
                 return "audio", "no bytes of audio; files that a shard names are not opened"
             rate = self.processor.feature_extractor.sampling_rate

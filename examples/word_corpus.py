@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from built_folder import build_once, describe_recipe
 from demo_corpus import demo_language_model
-from speech_data import refuse_missing
+from speech_data import check_columns, refuse_missing
 from speech_sources import DataArguments, load_split
 from speech_synthesis import SpeechSynthesizer
 from tqdm import tqdm
@@ -38,7 +38,13 @@ WHEELS = ("espeakng-loader", "numpy", "soundfile", "soxr")  # whose versions may
 
 
 def build_word_corpus(
-    output_dir: str | Path, transcripts: list[str], words: list[str], num_clips: int, seed: int = 0, num_proc: int = 1
+    output_dir: str | Path,
+    transcripts: list[str],
+    words: list[str],
+    num_clips: int,
+    seed: int = 0,
+    num_proc: int = 1,
+    text_column: str = "text",
 ) -> Path:
     """Write the corpus as an audiofolder of one split, `train`, or return the one that the same call wrote before.
 
@@ -51,21 +57,28 @@ def build_word_corpus(
         num_clips: 10,000 are about five hours.
         seed: draws texts, voices, rates, pitches and noise.
         num_proc: processes that speak.
+        text_column: what the column of the texts is to be called.
 
     Raises:
         FileExistsError: if `output_dir` holds anything else.
         ImportError: if the demo wheels are not installed.
     """
     sources = [Path(__file__), Path(__file__).with_name("speech_synthesis.py")]
-    settings = {"transcripts": transcripts, "words": words, "num_clips": num_clips, "seed": seed}
+    settings = {
+        "transcripts": transcripts, "words": words, "num_clips": num_clips, "seed": seed, "text_column": text_column,
+    }  # fmt: skip
     recipe = describe_recipe(settings, sources, WHEELS)
     speak = partial(_speak, transcripts=transcripts, words=words, seed=seed)
-    return build_once(Path(output_dir), recipe, lambda folder: _write_corpus(folder, speak, num_clips, num_proc))
+
+    def write(folder: Path) -> None:
+        _write_corpus(folder, speak, num_clips, num_proc, text_column)
+
+    return build_once(Path(output_dir), recipe, write)
 
 
-def _write_corpus(folder: Path, speak, num_clips: int, num_proc: int) -> None:
+def _write_corpus(folder: Path, speak, num_clips: int, num_proc: int, text_column: str) -> None:
     (folder / "train").mkdir(parents=True)
-    rows = [("file_name", "text", "speaker", "duration")]
+    rows = [("file_name", text_column, "speaker", "duration")]
     # Not forked: each process loads espeak itself.
     with ProcessPoolExecutor(num_proc, get_context("spawn")) as pool:
         spoken = pool.map(partial(speak, folder / "train"), range(num_clips), chunksize=64)
@@ -102,8 +115,13 @@ def draw_text(transcripts: list[str], words: list[str], generator: np.random.Gen
         return draw(transcripts)
     number = generator.integers(*LENGTHS, endpoint=True)
     return " ".join(
-        draw(draw(transcripts).split()) if generator.random() < KNOWN else draw(words) for _ in range(number)
+        draw(spoken_words(draw(transcripts))) if generator.random() < KNOWN else draw(words) for _ in range(number)
     )
+
+
+def spoken_words(text: str) -> list[str]:
+    """The words of a text that can be read aloud; a dash by itself cannot."""
+    return [word for word in text.split() if any(map(str.isalnum, word))]
 
 
 def whole_words(tokenizer) -> list[str]:
@@ -116,23 +134,26 @@ def whole_words(tokenizer) -> list[str]:
     return [word for word, _ in zip(words, range(FREQUENT), strict=False)]
 
 
-def read_transcripts(folders: list[str]) -> list[str]:
+def read_transcripts(folders: list[str], column: str) -> list[str]:
     """The transcripts of the training splits.
 
     Raises:
-        ValueError: lists the rows without one.
+        ValueError: names a data set without the column, and lists the rows without a word to read.
     """
     found = []
     for folder in folders:
-        texts = list(load_split(DataArguments(dataset=folder), "train")["text"])
-        refuse_missing(texts, "text", f"train of {folder}", "transcript")
-        found += map(str, texts)
+        dataset = load_split(DataArguments(dataset=folder, text_column=column), "train")
+        check_columns(dataset, [("text_column", column)], folder)
+        texts = [None if text is None or not spoken_words(str(text)) else str(text) for text in dataset[column]]
+        refuse_missing(texts, column, f"train of {folder}", "transcript")
+        found += texts
     return found
 
 
 def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transcripts", nargs="+", required=True, help="Data sets whose training split is read.")
+    parser.add_argument("--text_column", default="text", help="Their transcripts' column, and the corpus' own.")
     parser.add_argument("--output", default="runs/words", help="Folder to make.")
     parser.add_argument("--text_model", default="demo", help="The language model whose words are spoken.")
     parser.add_argument("--num_clips", type=int, default=9000)
@@ -141,8 +162,9 @@ def main(argv: list[str] | None = None) -> Path:
     options = parser.parse_args(argv)
     name = demo_language_model() if options.text_model == "demo" else options.text_model
     words = whole_words(AutoTokenizer.from_pretrained(name))
+    transcripts = read_transcripts(options.transcripts, options.text_column)
     return build_word_corpus(
-        options.output, read_transcripts(options.transcripts), words, options.num_clips, options.seed, options.num_proc
+        options.output, transcripts, words, options.num_clips, options.seed, options.num_proc, options.text_column
     )
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import demo
 import evaluate
 import finetune
 import numpy as np
@@ -224,6 +225,15 @@ def test_a_script_runs_from_any_folder(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_demo_removes_no_runs_but_its_own(tmp_path, monkeypatch):
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "config.yaml").write_text("seed: 1")
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="holds runs, and not those of a demo"):
+        demo.main()
+    assert (tmp_path / "pretrain" / "config.yaml").exists()
+
+
 def test_the_demo_in_small(tmp_path, minilm_folder):
     """Speech, a real language model and the default options: words of known voices are found again."""
     pytest.importorskip("espeakng_loader")

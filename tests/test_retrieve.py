@@ -150,7 +150,7 @@ def test_other_weights_or_passages_make_the_index_anew(find, config, checkpoint,
 
 
 def test_an_interrupted_run_keeps_what_it_indexed(find, embedded, monkeypatch):
-    """An archive of days would else start at zero after every power cut."""
+    """An archive of days would else start at zero whenever it is stopped."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         embed = recording_index.embed_recording
         patch.setattr(
@@ -161,6 +161,20 @@ def test_an_interrupted_run_keeps_what_it_indexed(find, embedded, monkeypatch):
     embedded.clear()
     find("--query", "cat")
     assert embedded == ["high.wav"]
+
+
+def test_a_killed_run_keeps_all_but_the_last_minutes(find, embedded, monkeypatch, tmp_path):
+    """Nothing of the process runs after that, not even the end of a `finally`."""
+    monkeypatch.setattr(recording_index, "SAVED_EVERY_S", 0.0)
+    kept, save = [], recording_index.save_index
+
+    def spy(file, recordings, settings):
+        save(file, recordings, settings)
+        kept.append(list(recording_index.load_index(file)[0]))
+
+    monkeypatch.setattr(recording_index, "save_index", spy)
+    find("--query", "cat")
+    assert kept[:2] == [["low.wav"], ["low.wav", "middle.wav"]]
 
 
 def test_an_interrupted_refresh_keeps_the_index(find, recordings, embedded, monkeypatch):

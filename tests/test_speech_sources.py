@@ -83,6 +83,15 @@ def test_class_folders_without_metadata(tmp_path):
         read(tmp_path / "corpus")
 
 
+def test_folders_within_a_class_folder_are_no_classes(tmp_path):
+    """Clips sorted by speaker within a class would be labelled by their speakers."""
+    for number, file in enumerate(write_clips(tmp_path / "clips")):
+        target = tmp_path / "corpus" / "train" / ("calm", "noisy")[number % 2] / f"speaker{number % 3}" / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    assert sorted(set(read(tmp_path / "corpus", text=False)["label"])) == ["calm", "noisy"]
+
+
 def test_clips_without_class_folders_have_no_label(tmp_path):
     write_clips(tmp_path / "train")
     assert len(read(tmp_path, text=False, label=False)) == 8

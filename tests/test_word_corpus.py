@@ -74,12 +74,35 @@ def test_words_are_whole_in_every_kind_of_vocabulary(pieces):
     assert word_corpus.whole_words(Tokenizer()) == ["turn", "ing", "lights"]
 
 
+def test_a_dash_by_itself_is_not_spoken():
+    """The synthesizer has nothing to say to it, which would end hours of speaking."""
+    generator = np.random.default_rng(0)
+    texts = [word_corpus.draw_text(["wait - what …"], WORDS, generator) for _ in range(100)]
+    assert not {"-", "…"} & {word for text in texts if text != "wait - what …" for word in text.split()}
+
+
+def test_the_column_of_the_texts_is_the_readers_own(tmp_path):
+    """One `--text_column` of pretrain.py holds for the real and for the synthetic speech."""
+    table = [{"file_name": row["file_name"], "said": row["text"]} for row in rows()]
+    write_table(write_corpus(tmp_path / "corpus") / "train" / "metadata.csv", table)
+    assert word_corpus.read_transcripts([str(tmp_path / "corpus")], "said") == [row["said"] for row in table]
+    with pytest.raises(ValueError, match=r"'.*corpus' has no column 'text'; it has .*'said'.*--text_column"):
+        word_corpus.read_transcripts([str(tmp_path / "corpus")], "text")
+    made = build(tmp_path / "made", num_clips=2, text_column="said")
+    with open(made / "train" / "metadata.csv", encoding="utf-8", newline="") as file:
+        assert all(row["said"] for row in csv.DictReader(file))
+    table[3]["said"] = "…"
+    write_table(tmp_path / "corpus" / "train" / "metadata.csv", table)
+    with pytest.raises(ValueError, match="transcript"):
+        word_corpus.read_transcripts([str(tmp_path / "corpus")], "said")
+
+
 def test_a_missing_transcript_is_not_spoken(tmp_path):
     table = rows()
     table[3]["text"] = ""
     write_table(write_corpus(tmp_path / "corpus") / "train" / "metadata.csv", table)
     with pytest.raises(ValueError, match=r"Rows \[3\] of split 'train of .*corpus' have no transcript"):
-        word_corpus.read_transcripts([str(tmp_path / "corpus")])
+        word_corpus.read_transcripts([str(tmp_path / "corpus")], "text")
 
 
 def test_it_is_a_training_split_as_any_other(corpus):
