@@ -31,6 +31,7 @@ RESULTS = ("evaluation.json", "results.json")
 # What an earlier commit may have left and a reader would load in place of what is published now, and pickles.
 OUTDATED = ["*.safetensors", "*.safetensors.index.json", "*.py", "*.bin", "*.pt"]
 NON_COMMERCIAL = re.compile(r"\bnc\b|non[ -]?commercial|research[ -]only|academic", re.IGNORECASE)
+SHARE_ALIKE = re.compile(r"\bsa\b|share[ -]?alike", re.IGNORECASE)
 
 
 @dataclass
@@ -69,12 +70,16 @@ def parse_training_data(entries: list[str], license: str) -> dict[str, str]:
         if not (name and separator.strip() and licence):
             raise ValueError(f"`--training_data {entry!r}` names no data with its licence, as 'NAME: LICENCE' does.")
         data[name] = licence
-    bound = {name: licence for name, licence in data.items() if NON_COMMERCIAL.search(licence)}
-    if bound and license != "other" and not NON_COMMERCIAL.search(license):
-        raise ValueError(
-            f"`--license {license}` allows commercial use, and the model was trained on data that does not: {bound}."
-            " Choose a licence for non-commercial use, such as cc-by-nc-4.0 or cc-by-nc-sa-4.0, or `other`."
-        )
+    for kind, freedom, example in (
+        (NON_COMMERCIAL, "allows commercial use", "cc-by-nc-4.0"),
+        (SHARE_ALIKE, "need not be passed on", "cc-by-nc-sa-4.0"),
+    ):
+        bound = {name: licence for name, licence in data.items() if kind.search(licence)}
+        if bound and license != "other" and not kind.search(license):
+            raise ValueError(
+                f"`--license {license}` {freedom}, and that of data the model was trained on is stricter: {bound}."
+                f" Choose one such as {example}, or `other`."
+            )
     return data
 
 
