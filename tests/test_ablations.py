@@ -3,6 +3,7 @@
 import subprocess
 
 import ablations
+import changes
 import numpy as np
 import pretrain
 import pytest
@@ -113,6 +114,41 @@ def test_a_variant_is_a_training_of_its_own(recipes, corpus, tmp_path, monkeypat
     assert told["OMP_NUM_THREADS"] == "1"
 
 
+@pytest.mark.parametrize("name", changes.CHANGES)
+def test_a_change_trains_and_ends_with_its_run(name, recipes, corpus, tmp_path):
+    """What it replaces is another training; and the package is itself again."""
+    base = ablations.read_recipes(str(recipes), ["no_audio_audio"])["base"] | {"dataset": corpus}
+    pooling, told = changes.CalmAudioPooling.forward, {}
+    for change in (None, name):
+        folder = tmp_path / str(change)
+        with changes.changed(change):
+            options = base | {"output_dir": str(folder), "logging_steps": 1}
+            pretrain.main([word for key, value in options.items() for word in (f"--{key}", str(value))])
+        told[change] = [step["loss"] for step in load_json(folder / "trainer_state.json")["log_history"][:2]]
+    assert told[None] != told[name]
+    assert changes.CalmAudioPooling.forward is pooling and pretrain.SPEC_AUGMENT is not None
+    with pytest.raises(ValueError, match="no change 'nothing'; there are .*mean_pooling"):
+        changes.main(["nothing"])
+
+
+def test_a_changed_training_is_a_process_of_the_change(recipes, tmp_path, monkeypatch):
+    found = yaml.safe_load(recipes.read_text())
+    found["variants"] = {"mean_pooling": {"change": "mean_pooling"}, "other": {"change": "nothing"}}
+    recipes.write_text(yaml.safe_dump(found, sort_keys=False))
+    with pytest.raises(ValueError, match="has the changes .*'nothing'.*there are"):
+        ablations.read_recipes(str(recipes), [])
+    commands = []
+
+    def note(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(ablations.subprocess, "run", note)
+    ablations.train(tmp_path / "run", found["base"] | found["variants"]["mean_pooling"])
+    assert commands[0][1:4] == [str(ablations.CHANGED_PRETRAIN), "mean_pooling", "--config"]
+    assert "change" not in yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+
+
 def test_data_that_are_not_there_are_told_before_any_training(recipes, drawn_for_trained, corpus, tmp_path):
     """The variant that needs them would end the others after an hour."""
     found = yaml.safe_load(recipes.read_text())
@@ -128,7 +164,7 @@ def test_the_recipes_of_the_repository_are_options_of_pretraining(tmp_path):
     recipes = ablations.read_recipes(str(ablations.CONFIGS / "ablations.yaml"), [])
     known = {a.dest for a in HfArgumentParser((pretrain.PretrainingArguments, CalmTrainingArguments))._actions}
     for name, recipe in recipes.items():
-        assert set(recipe) <= known
+        assert set(recipe) <= known | {"change"}
         assert name == "base" or recipe != recipes["base"]
     assert recipes["no_context_layers"]["audio_config"]["num_context_layers"] == 0
     switched = {option for recipe in recipes.values() for option in recipe if option.endswith("_loss_weight")}

@@ -3,7 +3,8 @@
     python examples/results/ablations.py --dataset SPEECH --emotion_dataset EMOTION --output_dir runs/ablations \
         --output runs/results/ablations.json
 
-The recipe and its variants stand in `examples/configs/ablations.yaml`. Every run is a process of `pretrain.py` on one
+The recipe and its variants stand in `examples/configs/ablations.yaml`; what no option leaves out is a `change` of
+`changes.py`. Every run is a process of `pretrain.py` on one
 thread, `--jobs` of them side by side; its folder in `--output_dir` keeps what it measured, `facts.json`, and a
 finished run is not repeated. The test split is never read: retrieval and word reading are those of the validation
 split, and so is the UAR of the linear probe, whose C and place are chosen there for every variant alike.
@@ -28,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import yaml
+from changes import CHANGES, changed
 from drawing import draw_ablations
 from provenance import code_state
 
@@ -45,6 +47,7 @@ from processing.bootstrap import paired_bootstrap  # noqa: E402
 from processing.metrics import unweighted_average_recall  # noqa: E402
 
 PRETRAIN = Path(__file__).parents[1] / "pretrain.py"
+CHANGED_PRETRAIN = Path(__file__).with_name("changes.py")
 BASE = "base"
 logger = logging.getLogger(__name__)
 measuring = threading.Lock()  # by one thread of this process at a time
@@ -89,7 +92,8 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
     """The options of each run by the name of its variant, the base first.
 
     Raises:
-        ValueError: if the file is no mapping of a base and variants, or lacks one that was chosen.
+        ValueError: if the file is no mapping of a base and variants, lacks one that was chosen, or names a change that
+            there is not.
     """
     recipes = yaml.safe_load(Path(file).read_text())
     if not isinstance(recipes, dict) or set(recipes) != {BASE, "variants"}:
@@ -101,6 +105,9 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
     unknown = sorted(set(chosen) - set(variants))
     if unknown:
         raise ValueError(f"'{file}' has no variants {unknown}; it has {list(variants)}.")
+    changes = {name: options["change"] for name, options in variants.items() if "change" in options}
+    if not set(changes.values()) <= set(CHANGES):
+        raise ValueError(f"'{file}' has the changes {changes}; there are {list(CHANGES)}.")
     found = {BASE: base}
     for name in chosen or variants:
         found[name] = base | variants[name]
@@ -131,13 +138,15 @@ def train(folder: Path, options: dict) -> None:
         RuntimeError: if it fails; names its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    change, options = options.get("change"), {name: value for name, value in options.items() if name != "change"}
     if isinstance(options["audio_config"], dict):
         spectran = folder / "spectran.yaml"
         spectran.write_text(yaml.safe_dump(options["audio_config"]))
         options = options | {"audio_config": str(spectran)}
     recipe, log = folder / "recipe.yaml", folder / "log.txt"
     recipe.write_text(yaml.safe_dump(options | {"output_dir": str(folder)}))
-    command = [sys.executable, str(PRETRAIN), "--config", str(recipe), "--resume", "true", "--disable_tqdm", "true"]
+    command = [sys.executable, *([str(CHANGED_PRETRAIN), change] if change else [str(PRETRAIN)])]
+    command += ["--config", str(recipe), "--resume", "true", "--disable_tqdm", "true"]
     with log.open("w") as stream:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
@@ -180,7 +189,7 @@ def carry_out(folder: Path, options: dict, arguments: AblationArguments, data: D
     start = time.perf_counter()
     train(folder, options)
     seconds = time.perf_counter() - start
-    with measuring:
+    with measuring, changed(options.get("change")):
         facts = measure(folder, data, emotion or None, arguments.batch_size)
     write_json(file, {"options": asked, "seconds": seconds, **facts})
     logger.info("%s: trained in %.0f s and measured", folder.name, seconds)

@@ -1,0 +1,66 @@
+"""Ingredients that no option leaves out, left out for an ablation: pretrain.py with a part of the package replaced.
+
+    python examples/results/changes.py mean_pooling --config recipe.yaml
+
+What follows the name are options of pretrain.py.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from modeling_calm import CalmModel
+from modeling_calm.spectran_calm import CalmAudioPooling, masked_mean
+
+sys.path.append(str(Path(__file__).parents[1]))
+import pretrain  # noqa: E402
+
+
+def mean_of_window(pooling: CalmAudioPooling, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean of a window's real sub-tokens (W, S, hidden), in place of the attentive pooling."""
+    return masked_mean(pooling.layernorm(hidden_states), mask) + 0.0 * pooling.head_scores.weight.sum()
+
+
+@torch.no_grad()
+def statistics_about_zero(model: CalmModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """An aligned space whose origin is not moved to the mean of the word embeddings."""
+    words = model.get_input_embeddings().weight.float()
+    return torch.zeros(words.shape[1]), words.square().sum(-1).mean().sqrt()
+
+
+WITHOUT_BANDS_AND_SILENCE = replace(
+    pretrain.WAVEFORM_AUGMENTATION, band_limit_probability=0.0, silence_probability=0.0
+)
+# By name, what is replaced: an object, its attribute, and what comes in its place.
+CHANGES = {
+    "mean_pooling": [(CalmAudioPooling, "forward", mean_of_window)],
+    "no_centring": [(CalmModel, "vocabulary_statistics", statistics_about_zero)],
+    "no_spec_augment": [(pretrain, "SPEC_AUGMENT", None)],
+    "no_bands_or_silence": [(pretrain, "WAVEFORM_AUGMENTATION", WITHOUT_BANDS_AND_SILENCE)],
+}
+
+
+@contextmanager
+def changed(name: str | None) -> Iterator[None]:
+    """The package with what `name` replaces, or as it is; in this process alone, and for all of its threads."""
+    with ExitStack() as stack:
+        for place, attribute, value in CHANGES[name] if name else []:
+            stack.enter_context(patch.object(place, attribute, value))
+        yield
+
+
+def main(argv: list[str] | None = None) -> None:
+    name, *options = sys.argv[1:] if argv is None else argv
+    if name not in CHANGES:
+        raise ValueError(f"There is no change '{name}'; there are {list(CHANGES)}.")
+    with changed(name):
+        pretrain.main(options)
+
+
+if __name__ == "__main__":
+    main()
