@@ -42,10 +42,12 @@ bench: $(VENV)/.installed  ## Speed and memory beside the peers' in transformers
 results: $(VENV)/.installed  ## Everything behind the tables, from DATA: two to three hours on two cores, tables and plots rewritten
 	$(BIN)/python examples/results/reproduce.py --data $(DATA) --recipe cpu --output runs/results
 
-ablations: $(VENV)/.installed  ## What each ingredient of pretraining is worth, on validation splits
-	$(BIN)/python examples/results/reproduce.py --data $(DATA) --recipe cpu --output runs/results --until words
+ablations: $(VENV)/.installed  ## What each ingredient of pretraining and classifier is worth, on validation splits; after `make results`
+	$(BIN)/python examples/results/reproduce.py --data $(DATA) --recipe cpu --output runs/results --until calm
 	$(BIN)/python examples/results/ablations.py --dataset $(DATA)/speech_commands --emotion_dataset $(DATA)/emotion_en \
 	  --output_dir runs/ablations --output runs/results/ablations.json
+	$(BIN)/python examples/results/ablations.py --recipes examples/configs/classifier_ablations.yaml \
+	  --dataset $(DATA)/emotion_en --output_dir runs/ablations/classifier --output runs/results/ablations-classifier.json
 	$(BIN)/python examples/results/write_report.py --results runs/results
 
 commands: $(VENV)/.installed  ## Pretrain on DATA/speech_commands and evaluate on its test split

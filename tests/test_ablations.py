@@ -1,9 +1,14 @@
 """Ablations: what differs is what the name says, a finished run is not repeated, and differences are paired."""
 
+import contextlib
 import subprocess
+from types import SimpleNamespace
 
+import ablation_runs
 import ablations
 import changes
+import discriminant
+import finetune
 import numpy as np
 import pretrain
 import pytest
@@ -11,6 +16,7 @@ import tables
 import yaml
 from example_helpers import assert_finite, load_json, save_language_model
 from options import CalmTrainingArguments
+from speech_data import DataArguments
 from training import ModelArguments
 from transformers import HfArgumentParser, set_seed
 
@@ -21,6 +27,7 @@ from processing.retrieval import retrieval_metrics
 pytest_plugins = ["example_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
 TOY = {"hidden_size": 32, "num_hidden_layers": 1, "num_context_layers": 1, "num_attention_heads": 4}
+CHANGED = {name: replaced[0][1] for name, replaced in changes.CHANGES.items()}
 STEPS = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 
 
@@ -56,7 +63,7 @@ def drawn_for_trained(monkeypatch):
         arguments.load_model(CalmForPreTraining).save_pretrained(folder)
         arguments.load_processor().save_pretrained(folder)
 
-    monkeypatch.setattr(ablations, "train", draw)
+    monkeypatch.setattr(ablation_runs, "train", draw)
     return trained
 
 
@@ -94,9 +101,9 @@ def test_a_variant_is_a_training_of_its_own(recipes, corpus, tmp_path, monkeypat
     found = ablations.read_recipes(str(recipes), ["no_context_layers"])
     assert list(found) == ["base", "no_context_layers"]
     with monkeypatch.context() as patch:
-        patch.setattr(ablations, "PRETRAIN", tmp_path / "missing.py")
+        patch.setattr(ablation_runs, "EXAMPLES", tmp_path)
         with pytest.raises(RuntimeError, match=r"code 2.*log\.txt"):
-            ablations.train(tmp_path / "broken", found["base"])
+            ablation_runs.train(tmp_path / "broken", found["base"])
     told = {}
 
     def in_this_process(command, env, **options):
@@ -104,9 +111,9 @@ def test_a_variant_is_a_training_of_its_own(recipes, corpus, tmp_path, monkeypat
         pretrain.main(command[2:])
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(ablations.subprocess, "run", in_this_process)
+    monkeypatch.setattr(ablation_runs.subprocess, "run", in_this_process)
     folder = tmp_path / "run"
-    ablations.train(folder, found["no_context_layers"] | {"dataset": corpus, "seed": 3})
+    ablation_runs.train(folder, found["no_context_layers"] | {"dataset": corpus, "seed": 3})
     model = CalmForPreTraining.from_pretrained(folder)
     assert (model.config.audio_config.num_context_layers, model.config.audio_config.hidden_size) == (0, 32)
     kept = yaml.safe_load((folder / "config.yaml").read_text())
@@ -114,10 +121,11 @@ def test_a_variant_is_a_training_of_its_own(recipes, corpus, tmp_path, monkeypat
     assert told["OMP_NUM_THREADS"] == "1"
 
 
-@pytest.mark.parametrize("name", changes.CHANGES)
+@pytest.mark.parametrize("name", [name for name in changes.CHANGES if not hasattr(discriminant, CHANGED[name])])
 def test_a_change_trains_and_ends_with_its_run(name, recipes, corpus, tmp_path):
     """What it replaces is another training; and the package is itself again."""
     base = ablations.read_recipes(str(recipes), ["no_audio_audio"])["base"] | {"dataset": corpus}
+    base.pop("script")
     pooling, told = changes.CalmAudioPooling.forward, {}
     for change in (None, name):
         folder = tmp_path / str(change)
@@ -128,7 +136,7 @@ def test_a_change_trains_and_ends_with_its_run(name, recipes, corpus, tmp_path):
     assert told[None] != told[name]
     assert changes.CalmAudioPooling.forward is pooling and pretrain.SPEC_AUGMENT is not None
     with pytest.raises(ValueError, match="no change 'nothing'; there are .*mean_pooling"):
-        changes.main(["nothing"])
+        changes.main(["nothing", "pretrain.py"])
 
 
 def test_a_changed_training_is_a_process_of_the_change(recipes, tmp_path, monkeypatch):
@@ -143,10 +151,50 @@ def test_a_changed_training_is_a_process_of_the_change(recipes, tmp_path, monkey
         commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(ablations.subprocess, "run", note)
-    ablations.train(tmp_path / "run", found["base"] | found["variants"]["mean_pooling"])
-    assert commands[0][1:4] == [str(ablations.CHANGED_PRETRAIN), "mean_pooling", "--config"]
-    assert "change" not in yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    monkeypatch.setattr(ablation_runs.subprocess, "run", note)
+    base = found["base"] | {"script": "pretrain.py"}
+    ablation_runs.train(tmp_path / "run", base | found["variants"]["mean_pooling"])
+    assert commands[0][1:4] == [str(ablation_runs.CHANGES_SCRIPT), "mean_pooling", "pretrain.py"]
+    assert not {"change", "script"} & set(yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()))
+
+
+def test_classifiers_are_ablated_too(aligned, corpus, tmp_path, monkeypatch):
+    """By the answers of the classifier itself, to validation clips; a model that is missing is told at once."""
+    base = {
+        "model": aligned,
+        "modalities": "audio",
+        "linear_probe": True,
+        "fit_classifier": True,
+        "num_train_epochs": 0,
+    }
+    variants = {"no_augmentation": {"augment": False}, "one_pass": {"change": "one_pass"}}
+    file = tmp_path / "recipes.yaml"
+    file.write_text(yaml.safe_dump({"script": "finetune.py", "base": base, "variants": variants}, sort_keys=False))
+
+    def in_this_process(command, env, **options):
+        if command[1] == str(ablation_runs.CHANGES_SCRIPT):
+            changes.main(command[2:])
+        else:
+            finetune.main(command[2:])
+        return subprocess.CompletedProcess(command, 0)
+
+    # Not of all modules: git is a process too.
+    monkeypatch.setattr(ablation_runs, "subprocess", SimpleNamespace(run=in_this_process, STDOUT=subprocess.STDOUT))
+    one_by_one = contextlib.nullcontext(SimpleNamespace(map=map))  # a training takes signals: not in a thread
+    monkeypatch.setattr(ablations, "ThreadPoolExecutor", lambda jobs: one_by_one)
+    report = ablations.main(options_of(file, corpus, tmp_path, "--seeds", "1"))
+    found = report["results"]
+    assert list(found["base"]) == ["unweighted_average_recall"] and list(found["variants"]) == list(variants)
+    told = load_json(tmp_path / "runs" / "base-0" / "results.json")["validation"]["unweighted_average_recall"]
+    assert found["base"]["unweighted_average_recall"]["mean"] == pytest.approx(told)
+    assert found["variants"]["one_pass"]["unweighted_average_recall"]["difference"]["seeds"]
+    gone = {"script": "finetune.py", "base": base | {"model": str(tmp_path / "gone")}, "variants": {}}
+    file.write_text(yaml.safe_dump(gone))
+    with pytest.raises(ValueError, match=r"gone'\] are not there.*--until calm"):
+        ablations.main(options_of(file, corpus, tmp_path, "--seeds", "1"))
+    file.write_text(yaml.safe_dump(gone | {"script": "evaluate.py"}))
+    with pytest.raises(ValueError, match="names the script 'evaluate.py'; there are .*finetune.py"):
+        ablations.main(options_of(file, corpus, tmp_path, "--seeds", "1"))
 
 
 def test_data_that_are_not_there_are_told_before_any_training(recipes, drawn_for_trained, corpus, tmp_path):
@@ -161,11 +209,16 @@ def test_data_that_are_not_there_are_told_before_any_training(recipes, drawn_for
 
 def test_the_recipes_of_the_repository_are_options_of_pretraining(tmp_path):
     """A misspelt one would fail hours later; and every variant differs from the base."""
+    classifiers = ablations.read_recipes(str(ablations.CONFIGS / "classifier_ablations.yaml"), [])
     recipes = ablations.read_recipes(str(ablations.CONFIGS / "ablations.yaml"), [])
-    known = {a.dest for a in HfArgumentParser((pretrain.PretrainingArguments, CalmTrainingArguments))._actions}
-    for name, recipe in recipes.items():
-        assert set(recipe) <= known | {"change"}
-        assert name == "base" or recipe != recipes["base"]
+    for found, kinds in (
+        (recipes, (pretrain.PretrainingArguments, CalmTrainingArguments)),
+        (classifiers, (finetune.FinetuningArguments, CalmTrainingArguments, DataArguments)),
+    ):
+        known = {action.dest for action in HfArgumentParser(kinds)._actions} | {"script", "change"}
+        for name, recipe in found.items():
+            assert set(recipe) <= known
+            assert name == "base" or recipe != found["base"]
     assert recipes["no_context_layers"]["audio_config"]["num_context_layers"] == 0
     switched = {option for recipe in recipes.values() for option in recipe if option.endswith("_loss_weight")}
     objectives = ("audio_text", "audio_audio", "transcript", "masked_language", "masked_acoustic")

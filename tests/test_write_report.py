@@ -154,7 +154,7 @@ def test_every_part_has_its_table(files):
         " 0.500 [0.400, 0.600] | +0.050 [-0.030, +0.120] |",
         "| no context | +0.500 [+0.400, +0.600] |",
         "| base | 0.500 ± 0.100 |",
-        "at 5 steps on speech_commands, validation split, seeds: 2",
+        "**Ablations** of pretraining, at 5 steps, on the validation split of speech_commands, seeds: 2. Variants",
         "| clean | 0.500 [0.400, 0.600] |",
         "| 1.0 to 2.5 s | 9 | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |",
         "| SpecTran | 19,424 | 0.125 | 0.500 [0.400, 0.600] |  |",

@@ -1,25 +1,22 @@
-"""What each ingredient of the pretraining is worth: variants of one reduced recipe, several seeds, on validation.
+"""What each ingredient is worth: variants of one recipe, several seeds, on validation.
 
     python examples/results/ablations.py --dataset SPEECH --emotion_dataset EMOTION --output_dir runs/ablations \
         --output runs/results/ablations.json
+    python examples/results/ablations.py --recipes examples/configs/classifier_ablations.yaml --dataset EMOTION \
+        --output_dir runs/ablations/classifier --output runs/results/ablations-classifier.json
 
-The recipe and its variants stand in `examples/configs/ablations.yaml`; what no option leaves out is a `change` of
-`changes.py`. Every run is a process of `pretrain.py` on one
-thread, `--jobs` of them side by side; its folder in `--output_dir` keeps what it measured, `facts.json`, and a
-finished run is not repeated. The test split is never read: retrieval and word reading are those of the validation
-split, and so is the UAR of the linear probe, whose C and place are chosen there for every variant alike.
+The recipe and its variants stand in a YAML file: options of `pretrain.py`, or of the `script` that it names; what no
+option leaves out is a `change` of `changes.py`. Every run is a process on one thread, `--jobs` of them side by side;
+its folder in `--output_dir` keeps what it measured, `facts.json`, and a finished run is not repeated. Figures are of
+the validation split: retrieval and word reading, the UAR of a classifier, or that of a linear probe, whose C and place
+are chosen there for every variant alike.
 
 A difference to the base has a 95 % bootstrap interval over the clips, paired, of the mean over seeds; beside it stand
 the differences of the single seeds, of which the interval says nothing.
 """
 
-import json
 import logging
-import os
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -29,28 +26,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import yaml
-from changes import CHANGES, changed
+from ablation_runs import carry_out
+from changes import CHANGES, SCRIPTS
 from drawing import draw_ablations
 from provenance import code_state
 
 sys.path.append(str(Path(__file__).parents[1]))
-from evaluate import measure_space, recall_at, share_of_tokens  # noqa: E402
+from evaluate import recall_at, share_of_tokens  # noqa: E402
 from figures import style  # noqa: E402
-from frozen import fit_system, from_checkpoint, read_clips  # noqa: E402
 from options import parse_arguments, write_json  # noqa: E402
-from scoring import load_checkpoint  # noqa: E402
-from speech_data import DataArguments, read_split  # noqa: E402
+from speech_data import DataArguments  # noqa: E402
 from training import CONFIGS  # noqa: E402
 
-from modeling_calm import CalmForPreTraining  # noqa: E402
 from processing.bootstrap import paired_bootstrap  # noqa: E402
 from processing.metrics import unweighted_average_recall  # noqa: E402
 
-PRETRAIN = Path(__file__).parents[1] / "pretrain.py"
-CHANGED_PRETRAIN = Path(__file__).with_name("changes.py")
 BASE = "base"
-logger = logging.getLogger(__name__)
-measuring = threading.Lock()  # by one thread of this process at a time
 
 
 @dataclass
@@ -96,9 +87,12 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
             there is not.
     """
     recipes = yaml.safe_load(Path(file).read_text())
-    if not isinstance(recipes, dict) or set(recipes) != {BASE, "variants"}:
+    if not isinstance(recipes, dict) or set(recipes) - {"script"} != {BASE, "variants"}:
         raise ValueError(f"'{file}' must map `{BASE}` to options of pretrain.py, and `variants` to what differs.")
-    base, variants = recipes[BASE], recipes["variants"]
+    script = recipes.get("script", "pretrain.py")
+    if script not in SCRIPTS:
+        raise ValueError(f"'{file}' names the script '{script}'; there are {list(SCRIPTS)}.")
+    base, variants = {"script": script} | recipes[BASE], recipes["variants"]
     empty = [name for name, options in variants.items() if name == BASE or not isinstance(options, dict)]
     if empty:
         raise ValueError(f"The variants {empty} of '{file}' must have names and options of their own.")
@@ -111,89 +105,26 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
     found = {BASE: base}
     for name in chosen or variants:
         found[name] = base | variants[name]
-        if isinstance(found[name]["audio_config"], dict):
+        if isinstance(found[name].get("audio_config"), dict):
             spectran = yaml.safe_load((CONFIGS / f"{base['audio_config']}.yaml").read_text())
             found[name]["audio_config"] = spectran | found[name]["audio_config"]
     return found
 
 
 def check_data(recipes: dict[str, dict]) -> None:
-    """Refuse variants whose added data are not there, before hours are spent on the others.
+    """Refuse recipes whose data or model are not there, before hours are spent.
 
     Raises:
         ValueError: names the folders, and where those of the shipped recipes come from.
     """
-    added = {folder for options in recipes.values() for folder in options.get("added_datasets", [])}
-    absent = sorted(folder for folder in added if not Path(folder).exists())
+    named = {folder for options in recipes.values() for folder in options.get("added_datasets", [])}
+    named |= {options["model"] for options in recipes.values() if "model" in options}
+    absent = sorted(folder for folder in named if not Path(folder).exists())
     if absent:
         raise ValueError(
-            f"{absent} are not there. `reproduce.py --until words` makes 'runs/results/words'; or choose `--variants`."
+            f"{absent} are not there. `reproduce.py --until words` makes 'runs/results/words', `--until calm` also"
+            " 'runs/results/calm'; or choose `--variants`."
         )
-
-
-def train(folder: Path, options: dict) -> None:
-    """Run pretrain.py in a process of its own, on one thread.
-
-    Raises:
-        RuntimeError: if it fails; names its log.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    change, options = options.get("change"), {name: value for name, value in options.items() if name != "change"}
-    if isinstance(options["audio_config"], dict):
-        spectran = folder / "spectran.yaml"
-        spectran.write_text(yaml.safe_dump(options["audio_config"]))
-        options = options | {"audio_config": str(spectran)}
-    recipe, log = folder / "recipe.yaml", folder / "log.txt"
-    recipe.write_text(yaml.safe_dump(options | {"output_dir": str(folder)}))
-    command = [sys.executable, *([str(CHANGED_PRETRAIN), change] if change else [str(PRETRAIN)])]
-    command += ["--config", str(recipe), "--resume", "true", "--disable_tqdm", "true"]
-    with log.open("w") as stream:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
-    if code:
-        raise RuntimeError(f"The run in '{folder}' ended with code {code}; its last words stand in '{log}'.")
-
-
-def measure(folder: Path, data: DataArguments, emotion: DataArguments | None, batch_size: int) -> dict[str, list]:
-    """The facts about each clip that all measures are made of, (N, k) each, of validation clips alone."""
-    model, processor = load_checkpoint(str(folder), CalmForPreTraining)
-    clips = read_split(data, data.validation_split, processor.feature_extractor.sampling_rate)
-    space = measure_space(model, processor, clips, batch_size)
-    facts = {"ranks": space.ranks[:, None], "words": space.words}
-    # Who was not trained to read comes last.
-    last = np.full(len(space.ranks), len(space.ranks) + 1)
-    facts["reading_ranks"] = (last if space.reading_ranks is None else space.reading_ranks)[:, None]
-    if emotion is not None:
-        labelled, _ = read_clips(emotion, emotion.train_split, emotion.validation_split)
-        training, validation = labelled.values()
-        (probe,), _ = fit_system([from_checkpoint(str(folder), batch_size)], training, validation)
-        facts["emotion"] = np.stack((validation.labels, probe.predict(validation.waveforms)), axis=1)
-    return {name: fact.tolist() for name, fact in facts.items()}
-
-
-def carry_out(folder: Path, options: dict, arguments: AblationArguments, data: DataArguments) -> dict:
-    """The facts of one run: trained and measured, or read where that was done before.
-
-    Raises:
-        ValueError: if the folder holds the facts of a run with other options.
-    """
-    emotion = arguments.emotion_dataset and replace(data, dataset=arguments.emotion_dataset)
-    file, asked = folder / "facts.json", options | {"emotion_dataset": arguments.emotion_dataset}
-    if file.exists():
-        found = json.loads(file.read_text())
-        if found["options"] != asked:
-            raise ValueError(
-                f"'{folder}' holds a run with other options. Remove it, or choose another `--output_dir`."
-            )
-        return found
-    start = time.perf_counter()
-    train(folder, options)
-    seconds = time.perf_counter() - start
-    with measuring, changed(options.get("change")):
-        facts = measure(folder, data, emotion or None, arguments.batch_size)
-    write_json(file, {"options": asked, "seconds": seconds, **facts})
-    logger.info("%s: trained in %.0f s and measured", folder.name, seconds)
-    return json.loads(file.read_text())
 
 
 def summarize(facts: dict[str, list[dict]]) -> dict:
@@ -226,7 +157,9 @@ def main(argv: list[str] | None = None) -> dict:
 
     def run(name: str, seed: int) -> dict:
         options = recipes[name] | asdict(data) | {"seed": seed}
-        return carry_out(Path(arguments.output_dir) / f"{name}-{seed}", options, arguments, data)
+        emotion = arguments.emotion_dataset and replace(data, dataset=arguments.emotion_dataset)
+        folder = Path(arguments.output_dir) / f"{name}-{seed}"
+        return carry_out(folder, options, data, emotion or None, arguments.batch_size)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         found = list(pool.map(lambda one: run(*one), runs))

@@ -1,8 +1,8 @@
-"""Ingredients that no option leaves out, left out for an ablation: pretrain.py with a part of the package replaced.
+"""Ingredients that no option leaves out, left out for an ablation: a script with a part of the package replaced.
 
-    python examples/results/changes.py mean_pooling --config recipe.yaml
+    python examples/results/changes.py mean_pooling pretrain.py --config recipe.yaml
 
-What follows the name are options of pretrain.py.
+What follows the name of the script are its options.
 """
 
 import sys
@@ -18,6 +18,8 @@ from modeling_calm import CalmModel
 from modeling_calm.spectran_calm import CalmAudioPooling, masked_mean
 
 sys.path.append(str(Path(__file__).parents[1]))
+import discriminant  # noqa: E402
+import finetune  # noqa: E402
 import pretrain  # noqa: E402
 
 
@@ -36,12 +38,16 @@ def statistics_about_zero(model: CalmModel) -> tuple[torch.Tensor, torch.Tensor]
 WITHOUT_BANDS_AND_SILENCE = replace(
     pretrain.WAVEFORM_AUGMENTATION, band_limit_probability=0.0, silence_probability=0.0
 )
+SCRIPTS = {"pretrain.py": pretrain.main, "finetune.py": finetune.main}
 # By name, what is replaced: an object, its attribute, and what comes in its place.
 CHANGES = {
     "mean_pooling": [(CalmAudioPooling, "forward", mean_of_window)],
     "no_centring": [(CalmModel, "vocabulary_statistics", statistics_about_zero)],
     "no_spec_augment": [(pretrain, "SPEC_AUGMENT", None)],
     "no_bands_or_silence": [(pretrain, "WAVEFORM_AUGMENTATION", WITHOUT_BANDS_AND_SILENCE)],
+    "shrinkage_of_0.1": [(discriminant, "SHRINKAGE", 0.1)],
+    "shrinkage_of_0.9": [(discriminant, "SHRINKAGE", 0.9)],
+    "one_pass": [(discriminant, "PASSES", 1)],
 }
 
 
@@ -55,11 +61,11 @@ def changed(name: str | None) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    name, *options = sys.argv[1:] if argv is None else argv
+    name, script, *options = sys.argv[1:] if argv is None else argv
     if name not in CHANGES:
         raise ValueError(f"There is no change '{name}'; there are {list(CHANGES)}.")
     with changed(name):
-        pretrain.main(options)
+        SCRIPTS[script](options)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ABLATIONS = {
     "audio_to_text_map@10": "mAP@10",
     "audio_to_text_reading_recall@1": "R@1, by reading",
     "word_reading": "word reading",
-    "unweighted_average_recall": "UAR, linear probe",
+    "unweighted_average_recall": "UAR",
 }
 # By their names in the results files.
 SYSTEMS = {

@@ -46,6 +46,7 @@ FIGURES = {
     "alignment-length.png": "Recall over the length of the clips",
     "alignment-rates.png": "What each rate carries",
     "ablations.png": "Ablations",
+    "ablations-classifier.png": "Ablations of the classifier",
 }
 LIBRARIES = (
     "torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "soundfile", "soxr", "opensmile",
@@ -201,10 +202,13 @@ def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
                 f" brackets the interval of clean clips, and of the others the change:\n\n{robustness_table(results)}"
             )
         elif part == "ablations":
-            seeds = len(next(iter(results["base"].values()))["seeds"])
+            seeds, base = len(next(iter(results["base"].values()))["seeds"]), report["recipes"]["base"]
+            what = f"of pretraining, at {base['max_steps']} steps" if "max_steps" in base else "of the classifier"
+            probed = report["arguments"].get("emotion_dataset")
             found.append(
-                f"**Ablations** at {report['recipes']['base']['max_steps']} steps on {data}, validation split,"
-                f" seeds: {seeds}; variants by their difference to the base:\n\n{ablations_table(results)}"
+                f"**Ablations** {what}, on the validation split of {data}, seeds: {seeds}"
+                + (f"; UAR is that of a linear probe on {data_name(probed)}" if probed else "")
+                + f". Variants by their difference to the base:\n\n{ablations_table(results)}"
             )
     return found
 
