@@ -70,16 +70,19 @@ def parse_training_data(entries: list[str], license: str) -> dict[str, str]:
         if not (name and separator.strip() and licence):
             raise ValueError(f"`--training_data {entry!r}` names no data with its licence, as 'NAME: LICENCE' does.")
         data[name] = licence
-    for kind, freedom, example in (
-        (NON_COMMERCIAL, "allows commercial use", "cc-by-nc-4.0"),
-        (SHARE_ALIKE, "need not be passed on", "cc-by-nc-sa-4.0"),
-    ):
-        bound = {name: licence for name, licence in data.items() if kind.search(licence)}
-        if bound and license != "other" and not kind.search(license):
-            raise ValueError(
-                f"`--license {license}` {freedom}, and that of data the model was trained on is stricter: {bound}."
-                f" Choose one such as {example}, or `other`."
-            )
+    asked = {
+        "-nc": ({name for name in data if NON_COMMERCIAL.search(data[name])}, NON_COMMERCIAL.search(license)),
+        "-sa": ({name for name in data if SHARE_ALIKE.search(data[name])}, SHARE_ALIKE.search(license)),
+    }
+    broken = [term for term, (names, kept) in asked.items() if names and not kept]
+    if asked["-nc"][1] and asked["-sa"][0] - asked["-nc"][0]:  # which lets nobody add terms of his own
+        broken.append("no -nc")
+    if broken and license != "other":
+        fitting = "cc-by" + "".join(term for term, (names, _) in asked.items() if names) + "-4.0"
+        raise ValueError(
+            f"`--license {license}` does not keep the terms ({', '.join(broken)}) of the data that the model was"
+            f" trained on: {data}. Choose one that does, such as {fitting}, or `other`."
+        )
     return data
 
 

@@ -50,8 +50,8 @@ class RefusesTypos:
         that resemble a setting are refused.
 
         Raises:
-            ValueError: names a keyword that is a setting misspelt, and the setting; or a setting that does not fit the
-                others.
+            ValueError: names a keyword that is a setting misspelt, and the setting.
+            StrictDataclassClassValidationError: for a setting that does not fit the others.
         """
         returns_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)

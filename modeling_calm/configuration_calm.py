@@ -155,7 +155,8 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
         audio_config (`CalmAudioConfig` or `dict`, *optional*):
             SpecTran.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
-            The language model: any encoder of transformers whose forward takes `inputs_embeds`. Defaults to BERT.
+            The language model: any encoder of transformers whose forward takes `inputs_embeds` and
+            `attention_mask`. Defaults to BERT.
         audio_text_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the contrast between pooled acoustic tokens and the text target. 0 leaves a term uncomputed.
         audio_audio_loss_weight (`float`, *optional*, defaults to 0.1):

@@ -2,13 +2,16 @@
 
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import TransformersKwargs
+
+# Encoders of which the library has a causal form and no masked one.
+BIDIRECTIONAL = {"bert-generation", "xlnet"}
 
 
 def check_language_model(config: PreTrainedConfig, kind: type) -> None:
@@ -18,8 +21,9 @@ def check_language_model(config: PreTrainedConfig, kind: type) -> None:
         ValueError: for a decoder, an encoder with a decoder, and a model without `inputs_embeds` or `attention_mask`.
     """
     name, taken = config.model_type, inspect.signature(kind.forward).parameters
-    decoder = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    decoder = decoder or config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    causal = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = causal and name not in BIDIRECTIONAL and not getattr(config, "use_bidirectional_attention", False)
+    decoder = causal or config.is_encoder_decoder or getattr(config, "is_decoder", False)
     if decoder or not {"inputs_embeds", "attention_mask"} <= set(taken):
         raise ValueError(
             "The language model must be an encoder that takes `inputs_embeds` and `attention_mask`, as BERT, RoBERTa"
@@ -27,19 +31,30 @@ def check_language_model(config: PreTrainedConfig, kind: type) -> None:
         )
 
 
-def check_inputs(model: nn.Module, keywords: dict[str, Any], input_ids: torch.Tensor, **beside: torch.Tensor) -> None:
-    """Refuse an input that would be left out unseen, or that does not fit `input_ids` (B, L).
+def check_names(call: Callable, keywords: dict[str, Any]) -> None:
+    """Refuse an input of a name that the method does not have, such as a mask misspelt: it would be left out unseen.
+
+    Args:
+        call: the method of a model.
+        keywords: what it was given beyond its own parameters.
 
     Raises:
-        TypeError: for a keyword that `forward` does not know, such as a mask misspelt.
-        ValueError: for `attention_mask` or `token_type_ids` of another shape.
+        TypeError: names it and the nearest parameter.
     """
-    known = inspect.signature(model.forward).parameters
     for name, value in keywords.items():
-        if value is not None and name not in TransformersKwargs.__annotations__:  # adapter libraries hand on a None
-            nearest = difflib.get_close_matches(name, known, n=1)
+        # Adapter libraries hand on a None.
+        if value is not None and name not in TransformersKwargs.__annotations__ and not name.startswith("output_"):
+            nearest = difflib.get_close_matches(name, inspect.signature(call).parameters, n=1)
             hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-            raise TypeError(f"`{type(model).__name__}` takes no input `{name}`.{hint}")
+            raise TypeError(f"`{type(call.__self__).__name__}` takes no input `{name}`.{hint}")
+
+
+def check_shapes(input_ids: torch.Tensor, **beside: torch.Tensor | None) -> None:
+    """Refuse `attention_mask` and `token_type_ids` that do not fit `input_ids` (B, L).
+
+    Raises:
+        ValueError: names the shapes.
+    """
     for name, value in beside.items():
         if value is not None and value.shape != input_ids.shape:
             raise ValueError(

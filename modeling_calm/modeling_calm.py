@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_calm import CalmConfig
-from .input_checks_calm import check_inputs, check_language_model
+from .input_checks_calm import check_language_model, check_names, check_shapes
 from .loading_calm import CalmPreTrainedModel
 from .loss_calm import (
     audio_text_loss,
@@ -178,6 +178,8 @@ class CalmModel(CalmPreTrainedModel):
         Returns:
             `last_hidden_state` (B, L, E), the centred word embeddings, and `pooler_output` (B, E), L2-normalised.
         """
+        if not torch.compiler.is_compiling():
+            check_names(self.get_text_features, kwargs)
         words = self.get_input_embeddings()(input_ids) - self.word_embedding_mean
         return BaseModelOutputWithPooling(
             last_hidden_state=words, pooler_output=self.pool_text(input_ids, attention_mask)
@@ -218,10 +220,8 @@ class CalmModel(CalmPreTrainedModel):
         embeddings = self.get_input_embeddings()
         every_id = torch.arange(len(embeddings.weight), device=tokens.device)
         words = embeddings(every_id) - self.word_embedding_mean  # (V, E); an offloaded weight is there for its module
-        words, excluded = (
-            normalize(words.float(), dim=-1),
-            [*(self.config.special_token_ids or []), *(excluded_token_ids or [])],
-        )
+        words = normalize(words.float(), dim=-1)
+        excluded = [*(self.config.special_token_ids or []), *(excluded_token_ids or [])]
         nearest = []
         for some in normalize(tokens.float(), dim=-1).split(WINDOWS_AT_ONCE, dim=1):
             cosines = some @ words.T
@@ -352,7 +352,8 @@ class CalmModel(CalmPreTrainedModel):
         if input_ids is None:
             input_ids = torch.zeros(like.shape[0], 0, dtype=torch.long, device=like.device)
         if not torch.compiler.is_compiling():
-            check_inputs(self, kwargs, input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            check_names(self.forward, kwargs)
+            check_shapes(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         for name in ("output_hidden_states", "output_attentions"):
             if kwargs.get(name) is None and getattr(self.config, name):  # the language model has its own configuration
                 kwargs[name] = True
@@ -593,7 +594,8 @@ class CalmForPreTraining(CalmPreTrainedModel):
             "mask_time_indices": mask_time_indices, "pair_indices": pair_indices,
         }  # fmt: skip
         if not torch.compiler.is_compiling():
-            check_inputs(self, kwargs, input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            check_names(self.forward, kwargs)
+            check_shapes(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         given = {name: value for name, value in given.items() if value is not None}
         rows = {name: len(value) for name, value in given.items()}
         # Each compared with the first: a set of the numbers would be compiled anew for every one.
@@ -731,6 +733,8 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
             input_ids, input_features, attention_mask, token_type_ids, input_features_mask: see [`CalmModel`].
             labels: (B,) classes, or (B, K) multi-label or regression targets.
         """
+        if not torch.compiler.is_compiling():
+            check_names(self.forward, kwargs)
         outputs = self.calm(
             input_ids=input_ids,
             input_features=input_features,

@@ -16,6 +16,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_calm import CalmAudioConfig
+from .input_checks_calm import check_names
 from .layers_calm import CalmAudioAttention, CalmAudioLayer, TokenPlaces, block_mask
 from .loading_calm import CheckedLoading
 from .outputs_calm import CalmAudioModelOutput
@@ -215,9 +216,8 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
 
     def _pool_windows(self, patches: torch.Tensor, real: torch.Tensor, **kwargs) -> torch.Tensor:
         """(W, S, D) patches and the (W, S) mask of real ones to (W, hidden)."""
-        hidden_states = self.embeddings(
-            patches.to(self.mask_embedding.dtype)
-        )  # (W, S, hidden); the projection may be quantised
+        # To the type of a weight that is never quantised, as the projection may be.
+        hidden_states = self.embeddings(patches.to(self.mask_embedding.dtype))  # (W, S, hidden)
         attention_mask = create_bidirectional_mask(self.config, hidden_states, real)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
@@ -275,6 +275,8 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         Raises:
             ValueError: if D is not `patch_dim`, P no multiple of S, or the mask of another shape.
         """
+        if not torch.compiler.is_compiling():
+            check_names(self.forward, kwargs)
         windows, tokens_mask = self.encode_windows(input_features, input_features_mask, windows_at_once, **kwargs)
         states = self.add_context(windows, tokens_mask, mask_time_indices, **kwargs)
         pooled = [mean_and_deviation(values, tokens_mask) for values in (windows, states)]

@@ -188,13 +188,13 @@ def test_classifiers_are_ablated_too(aligned, corpus, tmp_path, monkeypatch):
     told = load_json(tmp_path / "runs" / "base-0" / "results.json")["validation"]["unweighted_average_recall"]
     assert found["base"]["unweighted_average_recall"]["mean"] == pytest.approx(told)
     assert found["variants"]["one_pass"]["unweighted_average_recall"]["difference"]["seeds"]
-    gone = {"script": "finetune.py", "base": base | {"model": str(tmp_path / "gone")}, "variants": {}}
-    file.write_text(yaml.safe_dump(gone))
-    with pytest.raises(ValueError, match=r"gone'\] are not there.*--until calm"):
-        ablations.main(options_of(file, corpus, tmp_path, "--seeds", "1"))
-    file.write_text(yaml.safe_dump(gone | {"script": "evaluate.py"}))
-    with pytest.raises(ValueError, match="names the script 'evaluate.py'; there are .*finetune.py"):
-        ablations.main(options_of(file, corpus, tmp_path, "--seeds", "1"))
+    for wrong, message in (
+        ({"script": "evaluate.py", "base": base}, "names the script 'evaluate.py'; there are .*finetune.py"),
+        ({"base": base | {"label_column": "arousal"}}, r"sets \['label_column'\], which are options of ablations.py"),
+    ):
+        file.write_text(yaml.safe_dump({"variants": {}} | wrong))
+        with pytest.raises(ValueError, match=message):
+            ablations.main(options_of(file, corpus, tmp_path, "--seeds", "1"))
 
 
 def test_data_that_are_not_there_are_told_before_any_training(recipes, drawn_for_trained, corpus, tmp_path):

@@ -232,7 +232,7 @@ def test_features_made_beforehand_are_classified_as_the_clips(processor, rows):
     assert batch.keys() == expected.keys()
     for name, values in batch.items():
         torch.testing.assert_close(values, expected[name])
-    with pytest.raises(ValueError, match="Row 1 of the batch has `audio`, others have `input_features`"):
+    with pytest.raises(ValueError, match="Row 1 of the batch has `audio`, and others have `input_features`"):
         collator([made[0], clips[1]])
 
 

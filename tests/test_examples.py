@@ -224,7 +224,6 @@ def test_a_script_runs_from_any_folder(tmp_path):
     assert "--stage" in finished.stdout
 
 
-@pytest.mark.slow
 def test_the_demo_removes_no_runs_but_its_own(tmp_path, monkeypatch):
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "pretrain" / "config.yaml").write_text("seed: 1")
@@ -234,6 +233,7 @@ def test_the_demo_removes_no_runs_but_its_own(tmp_path, monkeypatch):
     assert (tmp_path / "pretrain" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_in_small(tmp_path, minilm_folder):
     """Speech, a real language model and the default options: words of known voices are found again."""
     pytest.importorskip("espeakng_loader")

@@ -14,7 +14,7 @@ from model_helpers import (
 )
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForMaskedLM, BertGenerationConfig, PreTrainedTokenizerFast, XLNetConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_calm import CalmConfig, CalmForPreTraining, CalmForSequenceClassification, CalmModel
@@ -97,6 +97,21 @@ def test_what_cannot_read_acoustic_tokens_is_refused(name, audio_config):
     """
     with pytest.raises(ValueError, match=f"must be an encoder that takes `inputs_embeds`.*`{name}` is none"):
         CalmModel(CalmConfig(audio_config=audio_config, text_config={"model_type": name}))
+
+
+@pytest.mark.parametrize(
+    "text_config",
+    [
+        BertGenerationConfig(
+            vocab_size=30, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
+        ),
+        XLNetConfig(vocab_size=30, d_model=24, n_layer=1, n_head=4, d_inner=48),
+    ],
+    ids=["bert-generation", "xlnet"],
+)
+def test_an_encoder_that_the_library_also_has_as_a_decoder_is_taken(text_config, audio_config, batch):
+    model = CalmModel(CalmConfig(audio_config=audio_config, text_config=text_config)).eval()
+    assert model(**batch).last_hidden_state.isfinite().all()
 
 
 def test_an_encoder_set_to_decode_is_refused(audio_config):

@@ -98,8 +98,15 @@ def test_an_input_of_another_name_or_shape_is_refused(kind, config, batch):
     """A mask misspelt would let padding count as sound, and the mask of words cannot be that of the sound."""
     model = kind(config).eval()
     misspelt = {**batch, "input_feature_mask": batch["input_features_mask"]}
-    with pytest.raises(TypeError, match=r"takes no input `input_feature_mask`\. Did you mean `input_features_mask`"):
+    message = r"takes no input `input_feature_mask`\. Did you mean `input_features_mask`"
+    with pytest.raises(TypeError, match=f"`{kind.__name__}` {message}"):
         model(**misspelt)
+    base = model if kind is CalmModel else model.calm
+    for embed in (base.get_audio_features, base.audio_model):
+        with pytest.raises(TypeError, match=message):
+            embed(misspelt["input_features"], input_feature_mask=misspelt["input_feature_mask"])
+    with pytest.raises(TypeError, match=r"no input `attention_masks`\. Did you mean `attention_mask`"):
+        base.get_text_features(batch["input_ids"], attention_masks=batch["attention_mask"])
     model(**batch, token_type_ids=None, position_ids=None, adapter=None)  # as adapter libraries call
     for name in ("attention_mask", "token_type_ids"):
         with pytest.raises(ValueError, match=f"`{name}` has shape .* the mask of the sound is `input_features_mask`"):

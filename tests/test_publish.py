@@ -175,6 +175,7 @@ def test_a_mark_that_nothing_fills_is_an_error():
         ("apache-2.0", "Speech: CC BY, share-alike", False),
         ("cc-by-nc-sa-4.0", "RAVDESS: CC BY-NC-SA 4.0", True),
         ("cc-by-sa-4.0", "Speech: CC BY-SA 4.0", True),
+        ("cc-by-nc-sa-4.0", "Speech: CC BY-SA 4.0", False),
         ("other", "RAVDESS: CC BY-NC-SA 4.0", True),
         ("apache-2.0", "Once: free with its notice", True),
     ],

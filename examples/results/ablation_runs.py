@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from changes import changed
 from frozen import fit_system, from_checkpoint, read_clips
+from provenance import code_state
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
@@ -105,11 +106,11 @@ def carry_out(
                 f"'{folder}' holds a run with other options. Remove it, or choose another `--output_dir`."
             )
         return found
-    start = time.perf_counter()
+    start, state = time.perf_counter(), code_state()
     train(folder, options)
     seconds = time.perf_counter() - start
     with measuring, changed(options.get("change")):
         facts = measure(folder, data, emotion, batch_size)
-    write_json(file, {"options": asked, "seconds": seconds, **facts})
+    write_json(file, {"options": asked, **state, "seconds": seconds, **facts})
     logger.info("%s: trained in %.0f s and measured", folder.name, seconds)
     return json.loads(file.read_text())

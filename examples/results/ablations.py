@@ -19,7 +19,7 @@ import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ import yaml
 from ablation_runs import carry_out
 from changes import CHANGES, SCRIPTS
 from drawing import draw_ablations
-from provenance import code_state
+from provenance import state_name
 
 sys.path.append(str(Path(__file__).parents[1]))
 from evaluate import recall_at, share_of_tokens  # noqa: E402
@@ -83,8 +83,8 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
     """The options of each run by the name of its variant, the base first.
 
     Raises:
-        ValueError: if the file is no mapping of a base and variants, lacks one that was chosen, or names a change that
-            there is not.
+        ValueError: if the file is no mapping of a base and variants, lacks one that was chosen, names a script or a
+            change that there is not, or sets the data, which are given on the command line.
     """
     recipes = yaml.safe_load(Path(file).read_text())
     if not isinstance(recipes, dict) or set(recipes) - {"script"} != {BASE, "variants"}:
@@ -99,6 +99,9 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
     unknown = sorted(set(chosen) - set(variants))
     if unknown:
         raise ValueError(f"'{file}' has no variants {unknown}; it has {list(variants)}.")
+    reserved = {entry.name for entry in fields(DataArguments)}
+    if given := sorted({option for options in (base, *variants.values()) for option in options} & reserved):
+        raise ValueError(f"'{file}' sets {given}, which are options of ablations.py itself.")
     changes = {name: options["change"] for name, options in variants.items() if "change" in options}
     if not set(changes.values()) <= set(CHANGES):
         raise ValueError(f"'{file}' has the changes {changes}; there are {list(CHANGES)}.")
@@ -112,18 +115,16 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
 
 
 def check_data(recipes: dict[str, dict]) -> None:
-    """Refuse recipes whose data or model are not there, before hours are spent.
+    """Refuse variants whose added data are not there, before hours are spent on the others.
 
     Raises:
         ValueError: names the folders, and where those of the shipped recipes come from.
     """
-    named = {folder for options in recipes.values() for folder in options.get("added_datasets", [])}
-    named |= {options["model"] for options in recipes.values() if "model" in options}
-    absent = sorted(folder for folder in named if not Path(folder).exists())
+    added = {folder for options in recipes.values() for folder in options.get("added_datasets", [])}
+    absent = sorted(folder for folder in added if not Path(folder).exists())
     if absent:
         raise ValueError(
-            f"{absent} are not there. `reproduce.py --until words` makes 'runs/results/words', `--until calm` also"
-            " 'runs/results/calm'; or choose `--variants`."
+            f"{absent} are not there. `reproduce.py --until words` makes 'runs/results/words'; or choose `--variants`."
         )
 
 
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> dict:
     seconds = {f"{name}-{seed}": one["seconds"] for (name, seed), one in zip(runs, found, strict=True)}
     report = {
         "arguments": asdict(arguments), "dataset": data.dataset, "recipes": recipes, "seconds": seconds,
-        **code_state(), "results": summarize(facts),
+        "states": sorted({state_name(one) for one in found}), "results": summarize(facts),
     }  # fmt: skip
     output = Path(arguments.output)
     write_json(output, report)

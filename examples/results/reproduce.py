@@ -238,6 +238,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     shipped = EXAMPLES / "configs" / f"results_{options.recipe}.yaml"
     recipe = yaml.safe_load((shipped if shipped.exists() else Path(options.recipe)).read_text())
+    expected = yaml.safe_load((EXAMPLES / "configs" / "results_cpu.yaml").read_text())
+    if set(recipe) != set(expected):
+        raise ValueError(f"The recipe '{options.recipe}' has the parts {sorted(recipe)}; it needs {sorted(expected)}.")
     planned = list(steps(recipe, options.data, options.output))
     names = [step.name for step in planned]
     if options.until not in (None, *names):

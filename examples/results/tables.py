@@ -89,7 +89,7 @@ def emotion_table(results: dict[str, dict], untrained: dict[str, dict]) -> str:
 
     Args:
         results: by the name of the corpus.
-        untrained: likewise, beside classifiers on a SpecTran as drawn.
+        untrained: likewise, beside classifiers on a randomly initialised SpecTran.
     """
     rows = [["data", "system", "UAR", "CALM's gain"]]
     for data, report in results.items():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 NAMES = {
     "egemaps_svm": "eGeMAPS + linear SVM",
     "compared": "the same network, SpecTran from scratch",
-    "untrained": "SpecTran as drawn, the same classifier",
+    "untrained": "randomly initialised SpecTran, the same classifier",
     "ast": "ASTModel, same size and time",
     "wav2vec2": "Wav2Vec2Model, same size and time",
     "word_reading_other_transcript": "another clip's transcript",

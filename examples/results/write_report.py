@@ -3,11 +3,11 @@
     python examples/results/write_report.py --results runs/results
 
 The folder holds the JSON files of `evaluate.py` as `retrieval*.json`, `emotion*.json` and `untrained*.json` (beside
-classifiers on a SpecTran as drawn), one a corpus, and those of the scripts beside this one as `probes*.json`,
-`equal_time*.json` (probes beside peers), `robustness*.json`, `alignment*.json` and `ablations*.json`; and, of
-`reproduce.py`, `steps.json` with the seconds each step took and `notes` with the commits. What is not there is left
-out and named. `results.json` gets everything with the commits, the machine and the versions of the libraries, and no
-path of the machine; it is copied beside this script, into `published`, with the figures that show no clips. What
+classifiers on a randomly initialised SpecTran), one a corpus, and those of the scripts beside this one as
+`probes*.json`, `equal_time*.json` (probes beside peers), `robustness*.json`, `alignment*.json` and `ablations*.json`;
+and, of `reproduce.py`, `steps.json` with the seconds each step took and `notes` with the commits. What is not there is
+left out and named. `results.json` gets everything with the commits, the machine and the versions of the libraries, and
+no path of the machine; it is copied beside this script, into `published`, with the figures that show no clips. What
 stands between `<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is written anew.
 """
 
@@ -125,9 +125,9 @@ def measured_at(folder: Path, reports: dict[tuple[str, str], dict]) -> dict[str,
     found: dict[str, set[str]] = {}
     for note in folder.glob("notes/*.json"):
         found.setdefault(state_name(json.loads(note.read_text())), set()).add(note.stem.rpartition("-")[0])
-    for part, data in reports:
-        if part == "ablations":
-            found.setdefault(state_name(reports[part, data]), set()).add(part)
+    for (part, _), report in reports.items():
+        for state in report.get("states", ["an unknown commit"]) if part == "ablations" else []:
+            found.setdefault(state, set()).add(part)
     return {state: sorted(names) for state, names in sorted(found.items())}
 
 
