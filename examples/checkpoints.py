@@ -47,7 +47,7 @@ def seal(checkpoint: Path) -> None:
     """Declare a checkpoint whole, once all its files are on the disk."""
     lines = []
     for file in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL):
-        with file.open("rb") as stream:
+        with file.open("r+b") as stream:  # Windows brings to the disk what is open for writing
             os.fsync(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         lines.append(f"{digest}  {file.relative_to(checkpoint).as_posix()}\n")
@@ -84,14 +84,15 @@ def refuse_damaged(folder: Path) -> None:
 
 
 def last_whole_checkpoint(run: Path) -> str | None:
-    """The newest checkpoint of a run to go on from; damaged ones are reported and set aside as `torn-checkpoint-*`.
+    """The newest checkpoint of a run to go on from; damaged ones are reported and set aside.
 
+    They become `_torn-checkpoint-*`, a name that the library uploads to no Hub.
     All are checked, for the best one may be older than the last.
     """
     for folder in map(Path, sort_checkpoints(str(run))):
         damage = find_damage(folder)
         if damage is not None:
-            aside = folder.with_name(f"torn-{folder.name}")
+            aside = folder.with_name(f"_torn-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             logger.warning("'%s' is not used: %s. It is now '%s', which may be deleted.", folder, damage, aside.name)
@@ -151,6 +152,22 @@ class SealingTrainer(Trainer):
             self.args.save_total_limit = limit
         if self.args.should_save:
             rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
+        # A rank that left now, for SIGTERM, would have the launcher kill the one that is still sealing.
+        self.accelerator.wait_for_everyone()
+
+    def _finalize_training(self, *args, **kwargs):
+        # The library would remove the last checkpoint beside the best one, and `--resume` train again from that.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _load_callback_state(self):
+        super()._load_callback_state()
+        best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if self.state.best_model_checkpoint is None and best.is_dir():  # its path is of where the run was before
+            self.state.best_model_checkpoint = str(best)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

@@ -1,6 +1,7 @@
 """What keeps a long run from harm: it stops when told to, skips steps that would spoil it, and warns of collapse."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,7 +36,7 @@ class StopOnSigterm(TrainerCallback):
     """
 
     def __init__(self):
-        self.received = self.stopping = False
+        self.received = self.stopping = self.nothing_due = False
 
     @contextmanager
     def listening(self):
@@ -54,15 +55,18 @@ class StopOnSigterm(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.stopping = on_any_rank(self.received, args.device)
-        if self.stopping and not state.epoch.is_integer():
+        # After the last step of an epoch, and the last of all, an evaluation may be due.
+        self.nothing_due = not state.epoch.is_integer() and not control.should_training_stop
+        if self.stopping and self.nothing_due:
             control.should_save = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        self.nothing_due = True  # once this epoch is evaluated, which comes before it is saved
         if self.stopping:
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
-        if self.stopping:
+        if self.stopping and self.nothing_due:
             logger.warning("SIGTERM: step %d is saved; go on by `--resume`.", state.global_step)
             sys.exit(EXIT_TERMINATED)
 
@@ -80,13 +84,15 @@ class ShieldedWorker:
     def __call__(self, worker_id: int) -> None:
         if hasattr(signal, "sigwaitinfo"):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=self._heed_parent, daemon=True).start()
+            parent = multiprocessing.parent_process()  # not always who forked this process
+            sender = os.getppid() if parent is None else parent.pid
+            threading.Thread(target=self._heed, args=[sender], daemon=True).start()
         if self.start is not None:
             self.start(worker_id)
 
     @staticmethod
-    def _heed_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    def _heed(sender: int) -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
             pass
         os._exit(0)
 

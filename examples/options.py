@@ -38,6 +38,11 @@ class CalmTrainingArguments(TrainingArguments):
     given: dict = field(default_factory=dict, init=False, repr=False)  # every option as it was parsed
 
     def __post_init__(self):
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise ValueError(
+                "`--bf16_full_eval` and `--fp16_full_eval` round the model itself, which is saved afterwards; `--bf16`"
+                " and `--fp16` evaluate in half floats too, and leave it as it is."
+            )
         super().__post_init__()
         if self.enable_jit_checkpoint:
             raise ValueError("SIGTERM is answered by a checkpoint anyway; leave out `--enable_jit_checkpoint`.")

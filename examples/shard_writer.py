@@ -20,6 +20,8 @@ from processing import AudioError, CalmFeatureExtractor, load_audio
 
 SHARD_METADATA = "calm_shard"  # key in the metadata of a shard: its stamp, clips, seconds and refused rows
 ENCODINGS = {"flac": ("FLAC", "PCM_16"), "int16": ("WAV", "PCM_16"), "float32": ("WAV", "FLOAT")}
+LOUDEST = 1.5  # of a full scale of 1, in 16 bits: resampling goes beyond 1 by less, and that is clipped
+QUIETEST = 2.0**-15  # the loudest sample of what would be silence in 16 bits
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,15 @@ class ShardWriter:
         if audio is None:
             return "audio", f"names no file in '{self.audio_column}'"
         try:
-            return None, load_audio(audio, sampling_rate=self.sampling_rate)
+            waveform = load_audio(audio, sampling_rate=self.sampling_rate)
         except (AudioError, TypeError) as error:
             return "audio", str(error)
+        peak = float(np.abs(waveform).max(initial=0.0))
+        if self.audio_format in ("flac", "int16") and (peak > LOUDEST or 0 < peak < QUIETEST):
+            return "audio", (
+                f"its samples reach {peak:.3g}, and 16 bits hold {QUIETEST:.1e} to 1: choose `--audio_format float32`"
+            )
+        return None, waveform
 
 
 def encode_audio(waveform: np.ndarray, sampling_rate: int, audio_format: str) -> bytes:

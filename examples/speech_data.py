@@ -145,7 +145,11 @@ def tokens_needed(
     """Lexical and acoustic tokens (N,) that utterances of so many seconds (N,) can come to need."""
     longest = seconds if augmentation is None else augmentation.longest(seconds)
     tokens = np.ceil(longest / processor.feature_extractor.seconds_per_token)
-    return tokens if texts is None else tokens + processor(text=texts, return_tensors="np")["attention_mask"].sum(-1)
+    if texts is None:
+        return tokens
+    # By parts and not padded: of a million transcripts one may be very long.
+    parts = (processor.tokenizer(texts[first : first + 1000]) for first in range(0, len(texts), 1000))
+    return tokens + np.array([len(ids) for part in parts for ids in part["input_ids"]])
 
 
 def refuse_long(
@@ -168,8 +172,9 @@ def refuse_long(
     if max_tokens is None or "duration" not in dataset.column_names:
         return
     texts = list(dataset["text"]) if "text" in dataset.column_names else None
-    tokens = tokens_needed(processor, np.asarray(dataset["duration"]), texts, augmentation)
-    long = {i: dataset[i]["duration"] for i in np.flatnonzero(tokens > max_tokens).tolist()}
+    durations = np.asarray(dataset["duration"])
+    tokens = tokens_needed(processor, durations, texts, augmentation)
+    long = {i: durations[i] for i in np.flatnonzero(tokens > max_tokens).tolist()}
     if long:
         listing = "\n".join(f"  row {i}: {duration:.1f} s" for i, duration in long.items())
         raise ValueError(

@@ -171,7 +171,7 @@ def _load_table(table: Path, name: str, column: str) -> Dataset:
     dataset = _load_manifest(table, column)
     if column not in dataset.column_names:
         return dataset  # `check_columns` says so
-    folders = [str(path).removeprefix(f"{table.parent.resolve()}/").split("/")[0] for path in dataset[column]]
+    folders = [Path(os.path.relpath(str(path), table.parent.resolve())).parts[0] for path in dataset[column]]
     if name not in folders:
         raise ValueError(
             f"'{table}' lists no file under {name}/; the folders are {sorted(set(folders))}. Name the right one with"

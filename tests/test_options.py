@@ -168,6 +168,13 @@ def test_no_workers_need_no_other_option():
     assert not parse("--dataloader_num_workers", "0")[2].dataloader_persistent_workers
 
 
+@pytest.mark.parametrize("name", ["bf16_full_eval", "fp16_full_eval"])
+def test_an_evaluation_does_not_round_the_model(name):
+    """The library casts the model itself, and a run saves it after its last evaluation."""
+    with pytest.raises(ValueError, match="round the model itself"):
+        CalmTrainingArguments(**{name: True})
+
+
 def test_there_is_one_answer_to_sigterm():
     with pytest.raises(ValueError, match="SIGTERM is answered by a checkpoint anyway.*--enable_jit_checkpoint"):
         parse("--enable_jit_checkpoint", "true")

@@ -78,6 +78,20 @@ def test_sixteen_bits_stay_what_they_were(audio_format):
     assert (load_audio(content) * 32768 == samples).all()
 
 
+@pytest.mark.parametrize("scale", [20000.0, 1e-6])
+def test_what_16_bits_do_not_hold_is_refused_and_kept_in_floats(tmp_path, scale):
+    """Floats in the scale of integers would be clipped to a square wave, and quiet ones become zeros."""
+    corpus = write_corpus(tmp_path / "corpus")
+    file = sorted((corpus / "train").glob("*.wav"))[0]
+    samples, rate = soundfile.read(file, dtype="float32")
+    soundfile.write(file, samples / np.abs(samples).max() * scale, rate, subtype="FLOAT")
+    for audio_format, number in (("flac", 1), ("float32", 0)):
+        shards = tmp_path / audio_format
+        prepare(corpus, shards, "--splits", "train", "--audio_format", audio_format)
+        refused = load_json(shards / "preparation.json")["splits"]["train"]["refused"]
+        assert len(refused) == number and all("--audio_format float32" in str(row) for row in refused)
+
+
 def test_any_rate_and_channels_become_the_models(tmp_path):
     time = np.arange(8000) / 8000
     tone = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)

@@ -205,7 +205,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_last_whole_checkpoint(
     assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / expected)
     if expected == "checkpoint-3":
         assert "checkpoint-6' is not used: it has no SHA256SUMS" in caplog.text
-        assert (tmp_path / "run" / "torn-checkpoint-6").is_dir()
+        assert (tmp_path / "run" / "_torn-checkpoint-6").is_dir()
     assert train(options, tmp_path / "run", "--resume") == 0
     assert_equal(outcome(tmp_path / "run"), uninterrupted, "model", "best", "log")
 
@@ -255,9 +255,9 @@ def test_a_damaged_checkpoint_is_reported_and_set_aside(tmp_path, name, damage, 
     if damage == "lost":
         file.unlink()
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
-    assert name in caplog.text and "torn-checkpoint-10" in caplog.text
+    assert name in caplog.text and "_torn-checkpoint-10" in caplog.text
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-9", "torn-checkpoint-10"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_torn-checkpoint-10", "checkpoint-9"]
 
 
 def test_a_seal_is_that_of_coreutils(tmp_path):

@@ -201,6 +201,23 @@ def test_a_run_that_is_over_is_not_trained_anew(corpus, new_model, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == weights
 
 
+def test_a_run_that_is_over_keeps_its_last_checkpoint_beside_the_best(corpus, new_model, tmp_path):
+    """With the defaults the library removes it, and `--resume` would train again from the best."""
+    options = [*new_model, "--save_steps", "1", "--eval_steps", "1", "--metric_for_best_model", "eval_num_clips"]
+    options += ["--save_total_limit", "1", "--resume"]
+    run(pretrain, corpus, tmp_path / "run", *options, steps=3)
+    assert sorted(folder.name for folder in (tmp_path / "run").glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-3",
+    ]
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run(pretrain, corpus, tmp_path / "moved", *options, steps=3)
+    assert (tmp_path / "moved" / "model.safetensors").read_bytes() == weights
+    state = load_json(tmp_path / "moved" / "trainer_state.json")
+    assert state["global_step"] == 3 and state["best_model_checkpoint"].endswith("moved/checkpoint-1")
+
+
 def test_early_stopping_can_be_given_when_a_run_goes_on(corpus, new_model, tmp_path):
     options = [*new_model, "--save_steps", "1", "--eval_steps", "1", "--metric_for_best_model", "eval_num_clips"]
     run(pretrain, corpus, tmp_path, *options, steps=1)
