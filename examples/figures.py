@@ -108,11 +108,14 @@ def draw_retrieval(state: dict) -> Figure | None:
     return figure
 
 
-def draw_similarity(models: dict[str, CalmForPreTraining], processor: CalmProcessor, clips: Dataset) -> Figure:
+def draw_similarity(
+    models: dict[str, CalmForPreTraining], processor: CalmProcessor, clips: Dataset, told: bool = True
+) -> Figure:
     """Cosines of clips and transcripts, both in the alphabetical order of the transcripts; a matrix a model.
 
     Args:
         models: by the title of their matrix; all are drawn in one scale of colours.
+        told: whether the transcripts stand beside the rows; a figure of another's data is published without.
     """
     rows = {text: row for row, text in reversed(list(enumerate(clips["text"])))}
     rows = dict(sorted(sorted(rows.items(), key=lambda item: item[1])[:MAX_CLIPS]))
@@ -129,7 +132,8 @@ def draw_similarity(models: dict[str, CalmForPreTraining], processor: CalmProces
         axes.set(xticks=[], yticks=[], xlabel="transcript, same order")
         match, rest = cosines.diagonal().mean(), cosines[~np.eye(number, dtype=bool)].mean()
         axes.set_title(f"{title}\nmean cosine: matches {match:.2f}, others {rest:.2f}")
-    columns[0].set_yticks(range(number), [_shorten(text, 30) for text in rows], fontsize=5.5)
+    if told:
+        columns[0].set_yticks(range(number), [_shorten(text, 30) for text in rows], fontsize=5.5)
     columns[0].set_ylabel("clip, by what it says")
     columns[0].tick_params(length=0)
     figure.colorbar(image, ax=columns, label="cosine", shrink=0.7, aspect=30, pad=0.01)

@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict:
     write_json(output, report)
     with style():
         drawn = {
-            "similarity": draw_similarity({"Before CALP": before, "After CALP": after}, processor, speech),
+            "similarity": draw_similarity({"Before CALP": before, "After CALP": after}, processor, speech, False),
             "words": draw_tokens(after, processor, speech, arguments.drawn_clips),
             "length": draw_length(results),
             "rates": draw_rates(results),

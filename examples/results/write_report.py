@@ -43,6 +43,7 @@ from report import cpu_name  # noqa: E402
 
 PARTS = ("retrieval", "emotion", "untrained", "probes", "equal_time", "robustness", "alignment", "ablations")
 FIGURES = {
+    "alignment-similarity.png": "Cosines of clips and transcripts before and after CALP",
     "alignment-length.png": "Recall over the length of the clips",
     "alignment-rates.png": "What each rate carries",
     "ablations.png": "Ablations",
