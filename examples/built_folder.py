@@ -1,4 +1,4 @@
-"""Folders that are computed: whole or not there, and made once for each recipe."""
+"""Generated folders: complete or absent, and built once per recipe."""
 
 import hashlib
 import importlib.metadata
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def describe_recipe(settings: dict, sources: Sequence[Path], wheels: Sequence[str]) -> dict:
-    """Everything that decides the bytes of a folder, with its hash.
+    """Everything that determines the bytes of a folder, with its hash.
 
     Args:
-        settings: what can be written as JSON.
+        settings: must be serialisable as JSON.
         sources: files of code and text whose content matters.
         wheels: packages whose versions matter.
     """
@@ -25,15 +25,15 @@ def describe_recipe(settings: dict, sources: Sequence[Path], wheels: Sequence[st
 
 
 def build_once(output_dir: Path, recipe: dict, write: Callable[[Path], None]) -> Path:
-    """Write a folder, or return the one that the same recipe wrote before.
+    """Write a folder, or return the existing one of the same recipe.
 
-    It is written under a hidden name beside `output_dir` and renamed at the end, so that one that was interrupted
-    never looks finished.
+    It is written under a hidden name next to `output_dir` and renamed at the end, so that an interrupted build never
+    looks finished.
 
     Args:
-        output_dir: the folder to make.
-        recipe: of [`describe_recipe`]; it comes to stand in the folder as `recipe.json`.
-        write: makes the folder that it is given, and fills it.
+        output_dir: the folder to create.
+        recipe: from [`describe_recipe`]; saved in the folder as `recipe.json`.
+        write: creates and fills the folder that it is given.
 
     Raises:
         FileExistsError: if `output_dir` holds anything else.

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole: sealed by the hashes of their files, which are written last, and checked before use.
+"""Intact checkpoints: sealed with the hashes of their files, which are written last, and checked before use.
 
 A checkpoint without `SHA256SUMS` was being written when its run ended; one whose files do not match it was damaged
-later. Neither is loaded. The seal is the format of coreutils: `cd checkpoint-100 && sha256sum --check SHA256SUMS`.
+later. Neither is loaded. The seal has the format of coreutils: `cd checkpoint-100 && sha256sum --check SHA256SUMS`.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """Weights that cannot be written; the message names the last whole checkpoint."""
+    """Raised if weights cannot be written; the message names the last intact checkpoint."""
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write a small file whole or not at all, on the disk when this returns."""
+    """Write a small file atomically; it is flushed to disk when this returns."""
     partial = file.with_name(f"{file.name}.partial")
     with partial.open("w") as stream:
         stream.write(text)
@@ -44,10 +44,10 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint whole, once all its files are on the disk."""
+    """Mark a checkpoint as complete, once all its files are flushed to disk."""
     lines = []
     for file in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL):
-        with file.open("r+b") as stream:  # Windows brings to the disk what is open for writing
+        with file.open("r+b") as stream:  # Windows flushes only files that are open for writing
             os.fsync(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         lines.append(f"{digest}  {file.relative_to(checkpoint).as_posix()}\n")
@@ -55,7 +55,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or `None` if it is whole."""
+    """What is wrong with a checkpoint, or `None` if it is intact."""
     if not (checkpoint / SEAL).is_file():
         return f"it has no {SEAL}: it was being written when the run ended"
     sums = (checkpoint / SEAL).read_text(errors="replace")
@@ -74,7 +74,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def refuse_damaged(folder: Path) -> None:
-    """Refuse to start from a checkpoint of a run that does not match its seal.
+    """Refuse to start from a run's checkpoint that does not match its seal.
 
     Raises:
         ValueError: says what is wrong.
@@ -84,10 +84,10 @@ def refuse_damaged(folder: Path) -> None:
 
 
 def last_whole_checkpoint(run: Path) -> str | None:
-    """The newest checkpoint of a run to go on from; damaged ones are reported and set aside.
+    """The newest checkpoint of a run to resume from; damaged ones are reported and renamed.
 
-    They become `_torn-checkpoint-*`, a name that the library uploads to no Hub.
-    All are checked, for the best one may be older than the last.
+    They become `_torn-checkpoint-*`, a name that the library does not upload to the Hub.
+    All are checked, since the best one may be older than the last.
     """
     for folder in map(Path, sort_checkpoints(str(run))):
         damage = find_damage(folder)
@@ -101,15 +101,15 @@ def last_whole_checkpoint(run: Path) -> str | None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Where a checkpoint, or the model in the run's own folder, is written: torn weights are removed, and told of.
+    """Context for writing a checkpoint, or the model in the run's own folder: removes partial weights on failure.
 
     Raises:
-        CheckpointError: if they cannot be written, as on a full disk; names the last whole checkpoint.
+        CheckpointError: if they cannot be written, e.g. on a full disk; names the last intact checkpoint.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, (torch.OutOfMemoryError, DistError)):  # which are no matter of the disk
+        if isinstance(error, (torch.OutOfMemoryError, DistError)):  # which are not disk errors
             raise
         if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             run = folder.parent
@@ -117,7 +117,7 @@ def writing(folder: Path) -> Iterator[None]:
         else:
             run = folder
             for file in folder.glob("*.safetensors"):
-                file.unlink(missing_ok=True)  # by another rank, perhaps
+                file.unlink(missing_ok=True)  # possibly removed by another rank
         last = get_last_checkpoint(run) if run.is_dir() else None
         standing = "there is no whole checkpoint" if last is None else f"the last whole checkpoint is '{last}'"
         room = f" {shutil.disk_usage(run).free / 2**30:.2f} GiB are free there." if run.is_dir() else ""
@@ -128,35 +128,35 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 class SealingTrainer(Trainer):
-    """`Trainer` whose checkpoints are whole before an older one is removed, and hold no pickled objects."""
+    """`Trainer` whose checkpoints are complete before an older one is removed, and hold no pickled arguments."""
 
     def _save_checkpoint(self, model, trial):
         """Save, seal, and only then remove older checkpoints.
 
         Raises:
-            CheckpointError: if it cannot be written, as on a full disk; the last whole one stands.
+            CheckpointError: if it cannot be written, e.g. on a full disk; the last intact one is kept.
         """
         run, limit = Path(self._get_output_dir(trial)), self.args.save_total_limit
         checkpoint = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.args.save_total_limit = None
         try:
             with writing(checkpoint):
-                for callback in self.callback_handler.callbacks:  # one that is new since the run was resumed
+                for callback in self.callback_handler.callbacks:  # adds those that are new since the run was resumed
                     if isinstance(callback, ExportableState):
                         self.state.stateful_callbacks.setdefault(type(callback).__name__, {})
                 super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()  # every rank writes its random states
+                self.accelerator.wait_for_everyone()  # every rank writes its RNG states
                 if self.args.should_save:
                     seal(checkpoint)
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
             rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
-        # A rank that left now, for SIGTERM, would have the launcher kill the one that is still sealing.
+        # If a rank exited now, on SIGTERM, the launcher would kill the one that is still sealing.
         self.accelerator.wait_for_everyone()
 
     def _finalize_training(self, *args, **kwargs):
-        # The library would remove the last checkpoint beside the best one, and `--resume` train again from that.
+        # The library would remove the last checkpoint and keep the best, from which `--resume` would train again.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)
@@ -166,11 +166,11 @@ class SealingTrainer(Trainer):
     def _load_callback_state(self):
         super()._load_callback_state()
         best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if self.state.best_model_checkpoint is None and best.is_dir():  # its path is of where the run was before
+        if self.state.best_model_checkpoint is None and best.is_dir():  # the saved path is the run's former location
             self.state.best_model_checkpoint = str(best)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        # The options stand in config.yaml as text; a pickle is an invitation to load one.
+        # The options are in config.yaml as text; a pickle file would invite unsafe loading.
         if self.args.should_save:
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)

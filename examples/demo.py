@@ -1,8 +1,8 @@
-"""The whole way on the demo corpus: synthetic speech, pretraining, three classifiers, one table, the plots.
+"""The full pipeline on the demo corpus: synthetic speech, pretraining, three classifiers, one table, the plots.
 
-A sanity check by construction, never a headline: each emotion of the corpus needs both the voice and the words, so a
-classifier that knows one of them alone cannot pass an unweighted average recall of 0.50. Recordings say the words
-too: from audio alone more than 0.50 means that some of them were heard.
+A sanity check by construction, not a benchmark: each emotion of the corpus depends on both the voice and the words, so
+a classifier that knows only one of them cannot exceed an unweighted average recall of 0.50. Recordings contain the
+words too: more than 0.50 from audio alone means that some of them were recognised.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""A classifier's head in closed form: linear discriminants of what the frozen encoders make of the training split.
+"""A classification head in closed form: linear discriminant analysis of frozen features of the training split.
 
-With few speakers, gradient steps on the encoders learn these speakers, and on the head alone they end at a worse one.
+With few speakers, gradient training overfits the encoders to them, and gives a worse head if it trains the head alone.
 
 Dimensions: N utterances times passes, F inputs of the head, K classes.
 """
@@ -12,18 +12,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from training import CalmTrainer
 
-PASSES = 5  # over the training split, augmented anew each time; our choice
-# Of the covariance within the classes towards a sphere (Friedman 1989); our choice, by validation on other speakers.
+PASSES = 5  # over the training split, with new augmentation each time; our choice
+# Of the within-class covariance towards a sphere (Friedman 1989); our choice, by validation on other speakers.
 SHRINKAGE = 0.5
 
 
 def fit_classifier(trainer: CalmTrainer, columns: slice, balanced: bool) -> None:
-    """Set the head of a single-label classifier to the discriminants of the classes.
+    """Set the head of a single-label classifier to the linear discriminants of the classes.
 
     Args:
-        trainer: of the model, whose collator augments the training split.
+        trainer: that of the model; its collator augments the training split.
         columns: the inputs of the head that are used; the weights of the others become 0.
-        balanced: whether the classes count as equally frequent.
+        balanced: whether to assume equal class priors.
     """
     head, (inputs, labels) = trainer.model.classifier, head_inputs(trainer)
     weights, biases = discriminants(inputs[:, columns], labels, head.out_features, balanced)
@@ -35,7 +35,7 @@ def fit_classifier(trainer: CalmTrainer, columns: slice, balanced: bool) -> None
 
 @torch.no_grad()
 def head_inputs(trainer: CalmTrainer) -> tuple[np.ndarray, np.ndarray]:
-    """What the head sees of the training split, (N, F), and the classes (N,), on every rank those of all."""
+    """The head's inputs (N, F) for the training split and the classes (N,), gathered on every rank."""
     model, seen, found = trainer.model.to(trainer.args.device).eval(), [], []
     hook = model.classifier.register_forward_pre_hook(lambda module, given: seen.append(given[0].float()))
     loader = trainer.get_train_dataloader()
@@ -55,19 +55,19 @@ def head_inputs(trainer: CalmTrainer) -> tuple[np.ndarray, np.ndarray]:
 def discriminants(
     inputs: np.ndarray, labels: np.ndarray, num_labels: int, balanced: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (K, F) and biases (K,) whose logits are the log-posteriors of the classes, but for a constant.
+    """Weights (K, F) and biases (K,) whose logits are the log-posteriors of the classes, up to a constant.
 
     Args:
         inputs: (N, F); they are standardised first.
-        labels: (N,), every class among them.
+        labels: (N,), with every class present.
         num_labels: K.
-        balanced: whether the classes count as equally frequent.
+        balanced: whether to assume equal class priors.
     """
     priors = np.full(num_labels, 1 / num_labels) if balanced else None
     analysis = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE, priors=priors)
     scaler, analysis = make_pipeline(StandardScaler(), analysis).fit(inputs, labels).named_steps.values()
     weights, biases = analysis.coef_, analysis.intercept_
-    if num_labels == 2:  # where the library keeps the difference alone
+    if num_labels == 2:  # where scikit-learn stores only the difference
         weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
     weights = weights / scaler.scale_
     return weights, biases - weights @ scaler.mean_

@@ -4,7 +4,7 @@
     python examples/evaluate.py --models runs/emotion/calm-* --compare_models runs/emotion/scratch-* --egemaps \
         --dataset FOLDER
 
-Several `--models` are seeds of one system: figures are means over them, with a 95 % bootstrap interval over the clips.
+Several `--models` are seeds of one system: results are means over them, with a 95 % bootstrap interval over the clips.
 """
 
 import logging
@@ -64,7 +64,7 @@ class EvaluationArguments:
 
 
 def over_seeds(each: list[dict]) -> dict[str, float]:
-    """The mean of every number over the seeds; a count that all agree on stays one."""
+    """The mean of every number over the seeds; a count on which all agree stays an integer."""
     return {
         name: value if all(one[name] == value for one in each) else float(np.mean([one[name] for one in each]))
         for name, value in flat(each[0]).items()
@@ -73,14 +73,14 @@ def over_seeds(each: list[dict]) -> dict[str, float]:
 
 @dataclass
 class AlignedSpace:
-    """What one model makes of the N clips of a split.
+    """The results of one model on the N clips of a split.
 
     Args:
-        scores: retrieval in both directions by the cosine of embeddings, and by reading where the model was trained to
+        scores: retrieval in both directions by the cosine of embeddings, and by reading if the model was trained to
             read; geometry of the aligned space; word reading.
         ranks: of each clip's transcript, by cosine, (N,).
         reading_ranks: the same by `CalmForPreTraining.score_transcripts`, which sees every word, or `None`.
-        words: what [`count_words`] counts, (N, 3).
+        words: the counts of [`count_words`], (N, 3).
     """
 
     scores: dict[str, float]
@@ -113,15 +113,15 @@ def measure_space(
 
 
 def recall_at(k: int) -> Callable[[np.ndarray], float]:
-    """Recall@k of ranks of any shape, a metric for an interval."""
+    """Recall@k of ranks of any shape, as a metric for bootstrap intervals."""
     return lambda ranks: float((ranks <= k).mean())
 
 
 def evaluate_alignment(arguments: EvaluationArguments, data: DataArguments) -> dict:
-    """Retrieval, geometry and word reading: means over seeds; intervals for the words of a clip and its tokens.
+    """Retrieval, geometry and word reading: means over seeds; intervals for audio-to-text recall and word reading.
 
     Raises:
-        ValueError: for options of classifiers, which would otherwise be left undone.
+        ValueError: for options of classifiers, which would otherwise be ignored.
     """
     options = ("compare_models", "egemaps", "modalities", "chunk_length_s")
     if given := [f"--{name}" for name in options if getattr(arguments, name)]:
@@ -131,7 +131,7 @@ def evaluate_alignment(arguments: EvaluationArguments, data: DataArguments) -> d
         model, processor = load_checkpoint(folder, CalmForPreTraining)
         dataset = read_split(data, arguments.split, processor.feature_extractor.sampling_rate)
         each.append(measure_space(model, processor, dataset, arguments.batch_size))
-    ranks = np.stack([one.ranks for one in each], axis=1)  # (N, seeds): a clip is drawn with all its seeds
+    ranks = np.stack([one.ranks for one in each], axis=1)  # (N, seeds): a clip is resampled with all its seeds
     results = over_seeds([one.scores for one in each])
     read = [one.reading_ranks for one in each if one.reading_ranks is not None]
     for k in (1, 5, 10):
@@ -145,7 +145,7 @@ def evaluate_alignment(arguments: EvaluationArguments, data: DataArguments) -> d
 
 
 def share_of_tokens(words: np.ndarray) -> float:
-    """Word reading over (..., 3) counts, a mean over seeds where they are (N, seeds, 3): a metric for an interval."""
+    """Word reading from counts (N, 3), or its mean over seeds from (N, seeds, 3): a metric for bootstrap intervals."""
     total = words.sum(axis=0)
     return float(np.mean(total[..., 1] / total[..., 0]))
 
@@ -156,10 +156,10 @@ def classify_with(
     """Logits of every seed (S, N, K), labels (N,) or (N, K), and the configuration of the last one.
 
     Args:
-        label2id: the classes and their order, of the first one by default.
+        label2id: the classes and their order; by default those of the first checkpoint.
 
     Raises:
-        ValueError: if a checkpoint is no classifier, or one of other classes: logits would change their meaning.
+        ValueError: if a checkpoint is not a classifier, or has other classes, so that its logits mean something else.
     """
     all_logits = []
     for folder in folders:
@@ -181,7 +181,7 @@ def classify_with(
 
 
 def egemaps_predictions(data: DataArguments, split: str, label2id: dict[str, int]) -> np.ndarray:
-    """Predictions of the linear probe on eGeMAPS functionals; training never sees the split to evaluate."""
+    """Predictions of the linear probe on eGeMAPS functionals; training never sees the evaluated split."""
     features, labels = {}, {}
     for name in dict.fromkeys((data.train_split, data.validation_split, split)):
         dataset = encode_labels(read_split(data, name, 16000, text=False, label=True), label2id, name)
@@ -194,13 +194,13 @@ def egemaps_predictions(data: DataArguments, split: str, label2id: dict[str, int
 
 
 def evaluate_classifiers(arguments: EvaluationArguments, data: DataArguments) -> dict:
-    """The metrics of the problem, means over seeds; the first of them with its interval, and paired comparisons."""
+    """The metrics of the problem, as means over seeds; the main one with its interval, and paired comparisons."""
     logits, labels, config = classify_with(arguments.models, arguments, data)
     each = [scores(config, one, labels) for one in logits]
     results = {**over_seeds(each), "seeds": each}
     name, metric, answer = interval_metric(config)
     if config.problem_type != "single_label_classification":
-        labels = labels.reshape(len(labels), -1)  # (N, K), as the logits are
+        labels = labels.reshape(len(labels), -1)  # (N, K), like the logits
     answers = answer(logits)
     results[f"{name}_interval"] = bootstrap_interval(metric, labels, answers)._asdict()
     others = {}
@@ -222,16 +222,16 @@ def evaluate_classifiers(arguments: EvaluationArguments, data: DataArguments) ->
 
 
 def interval_metric(config: PreTrainedConfig) -> tuple[str, Callable, Callable]:
-    """The metric that chooses checkpoints: its name, itself of labels and answers, what makes answers of logits."""
+    """The metric for checkpoint selection: name, function of labels and answers, function from logits to answers."""
     name = best_metric(config.problem_type)
     if config.problem_type == "single_label_classification":
         return name, unweighted_average_recall, lambda logits: logits.argmax(-1)
-    # Scores of several targets, thresholds of several labels: `scores` makes both of what the head gives.
+    # Scores of several targets, or thresholded labels: `scores` derives both from the logits.
     return name, lambda labels, logits: scores(config, logits, labels)[name], lambda logits: logits
 
 
 def as_table(results: dict) -> str:
-    """The figures of one evaluation as a Markdown table."""
+    """The results of one evaluation as a Markdown table."""
     lines = ["| measure | value |", "|---|---|"]
     for name, value in results.items():
         if name.endswith("_interval"):

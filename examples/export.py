@@ -1,8 +1,8 @@
-"""Export a checkpoint as ONNX or as a program of `torch.export`, checked against the model before it is kept.
+"""Export a checkpoint to ONNX or to a `torch.export` program, checked against the model before it is kept.
 
     python examples/export.py --model runs/emotion/calm-0 --output_dir runs/emotion/onnx
 
-The graph takes any number of clips, words and acoustic tokens. Its folder holds the processor too, which makes the
+The graph takes any number of clips, words and acoustic tokens. Its folder also holds the processor, which prepares the
 inputs, and the configuration, which names the classes; examples/README.md shows how to run it.
 """
 
@@ -27,7 +27,7 @@ from processing import CalmFeatureExtractor
 
 logger = logging.getLogger(__name__)
 
-# A pretraining checkpoint becomes what it is used for: features and embeddings, without the objectives.
+# A pretraining checkpoint is exported for inference: features and embeddings, without the objectives.
 KINDS = {
     "CalmAudioModel": CalmAudioModel,
     "CalmModel": CalmModel,
@@ -36,11 +36,11 @@ KINDS = {
 }
 TEXT, AUDIO = ("input_ids", "attention_mask"), ("input_features", "input_features_mask")
 INPUTS = {"both": TEXT + AUDIO, "audio": AUDIO, "text": TEXT}
-FOREIGN_OUTPUTS = {"both": (), "audio": ("text_",), "text": ("audio_", "acoustic_")}  # constant without the input
+FOREIGN_OUTPUTS = {"both": (), "audio": ("text_",), "text": ("audio_", "acoustic_")}  # constant without that input
 TRACED = (3, 7, 4)  # clips, words and acoustic tokens of the batch that the graph is traced with
 CHECKED = [(clips, words, tokens) for words, tokens in ((1, 1), (6, 5), (13, 9)) for clips in (1, 3)]
-LEAST_TOKENS = {"onnx": 1, "pt2": 2}  # acoustic tokens; `torch.export` takes a length of 1 for a constant
-TOLERANCE = 1e-4  # of the largest value, or of 1 where all are smaller
+LEAST_TOKENS = {"onnx": 1, "pt2": 2}  # acoustic tokens; `torch.export` treats a length of 1 as a constant
+TOLERANCE = 1e-4  # relative to the largest absolute value, but at least to 1
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Graph(nn.Module):
     """A model as a function from named tensors to named tensors.
 
     Raises:
-        ValueError: if it has no output of a name.
+        ValueError: if it lacks a requested output.
     """
 
     def __init__(self, model: nn.Module, modalities: str, outputs: list[str] | None = None):
@@ -91,7 +91,7 @@ class Graph(nn.Module):
         return {name: output[name] for name in self.outputs}
 
     def draw(self, clips: int, words: int, tokens: int) -> dict[str, torch.Tensor]:
-        """A batch of random words and patches: one clip is padded, and of three clips one lacks each modality."""
+        """A batch of random words and patches: one clip is padded; of three clips, one lacks text and one audio."""
         generator = torch.Generator().manual_seed(words)
         patches = tokens * self.audio_config.patches_per_token
         words_mask, patches_mask = torch.ones(clips, words).long(), torch.ones(clips, patches).long()
@@ -110,14 +110,14 @@ class Graph(nn.Module):
         return {name: drawn[name] for name in self.inputs}
 
     def max_tokens(self) -> int | None:
-        """Lexical and acoustic tokens of a row, padding included, that the graph can hold; `None` for any number."""
+        """The most lexical plus acoustic tokens of a row that the graph takes, with padding; `None` for no limit."""
         return None if isinstance(self.model, CalmAudioModel) else getattr(self.model, "calm", self.model).max_tokens()
 
     def trace(self) -> ExportedProgram:
-        """The program, of any number of clips, words and acoustic tokens; P = T x S."""
+        """The program, for any number of clips, words and acoustic tokens; P = T x S."""
         limit = self.max_tokens()
         if limit is not None and len(self.inputs) == 4:
-            limit -= 2  # which the other modality takes at least
+            limit -= 2  # the minimum that the other modality takes
         clips, words, tokens = Dim("clips", min=2), Dim("words", min=2, max=limit), Dim("tokens", min=2, max=limit)
         text, audio = {0: clips, 1: words}, {0: clips, 1: self.audio_config.patches_per_token * tokens}
         with torch.no_grad():
@@ -130,12 +130,12 @@ class Graph(nn.Module):
 
 
 def write_onnx(program: ExportedProgram, graph: Graph, file: Path) -> Callable:
-    """Write the ONNX file; returns what runs it."""
+    """Write the ONNX file; returns a function that runs it."""
     import onnxruntime
 
     axes = {name: {0: "clips", 1: "words" if name in TEXT else "patches"} for name in graph.inputs}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations, and that inputs share the names of axes
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, and inputs that share axis names
         torch.onnx.export(
             program, dynamo=True, input_names=graph.inputs, output_names=graph.outputs, dynamic_shapes=axes,
             verbose=False,
@@ -145,7 +145,7 @@ def write_onnx(program: ExportedProgram, graph: Graph, file: Path) -> Callable:
 
 
 def write_pt2(program: ExportedProgram, graph: Graph, file: Path) -> Callable:
-    """Write the program; returns what runs it."""
+    """Write the program; returns a function that runs it."""
     torch.export.save(program, file)
     module = torch.export.load(file).module()
     return lambda inputs: [value.detach().numpy() for value in module(**inputs).values()]
@@ -155,12 +155,12 @@ WRITERS = {"onnx": write_onnx, "pt2": write_pt2}
 
 
 def compare(run: Callable, graph: Graph, least_tokens: int = 1) -> float:
-    """The largest difference between a written graph and the model, over batches of other shapes than the traced.
+    """The largest difference between a written graph and the model, over batches of shapes other than the traced one.
 
     Args:
-        run: gives the outputs of `graph` as numpy arrays, in its order.
+        run: returns the outputs of `graph` as NumPy arrays, in the same order.
         graph: the model.
-        least_tokens: acoustic tokens that `run` needs.
+        least_tokens: acoustic tokens that `run` needs at least.
 
     Raises:
         RuntimeError: if they disagree.
@@ -173,7 +173,7 @@ def compare(run: Callable, graph: Graph, least_tokens: int = 1) -> float:
         for name, found in zip(graph.outputs, run(inputs), strict=True):
             truth = expected[name].numpy().astype(float)
             difference = np.abs(found - truth).max(initial=0) if found.shape == truth.shape else np.inf
-            if not difference <= TOLERANCE * max(1.0, np.abs(truth).max(initial=0)):  # `not`, so that NaN is refused
+            if not difference <= TOLERANCE * max(1.0, np.abs(truth).max(initial=0)):  # `not`, so that NaN fails
                 raise RuntimeError(
                     f"The graph disagrees with the model on `{name}` by {difference:.2g} for {clips} clips of {words}"
                     f" words and {max(tokens, least_tokens)} acoustic tokens; {TOLERANCE:g} is allowed. Nothing was"

@@ -1,6 +1,6 @@
 """The figures of plot_run.py: curves from a run's log, matrices and a spectrogram from its model and results.
 
-Each `draw_*` returns a figure, or None where the run did not log what it shows; draw and save inside `style()`.
+Each `draw_*` returns a figure, or None if the run did not log its data; draw and save inside `style()`.
 """
 
 import numpy as np
@@ -32,19 +32,19 @@ STYLE = {
     "savefig.dpi": 160, "figure.constrained_layout.use": True,
 }  # fmt: skip
 MAX_CLIPS = 64  # in the similarity matrix
-MAX_TOKENS = 24  # in the spectrogram: more wordpieces cannot be read
-NEAREST = 3  # wordpieces a token
-LEVELS = 80  # dB below the peak that the colours tell apart
+MAX_TOKENS = 24  # in the spectrogram: more wordpieces would be illegible
+NEAREST = 3  # wordpieces per token
+LEVELS = 80  # range of the colours in dB below the peak
 METRICS = ("unweighted_average_recall", "ccc", "weighted_f1")  # the first that was logged is drawn
 
 
 def style():
-    """A context in which the figures look alike."""
+    """A context with the common style of the figures."""
     return matplotlib.rc_context(STYLE)
 
 
 def draw_loss(log: list[dict], pretraining: bool) -> Figure | None:
-    """The loss over steps: its terms by name, or training beside validation."""
+    """The loss over steps: its terms by name, or training and validation."""
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats)" if pretraining else "loss")
     curves = dict(zip(LOSS_TERMS, (BLUE, ORANGE, SKY, GREEN, PURPLE), strict=True)) | {"chance_loss": BLUE}
@@ -65,7 +65,7 @@ def draw_loss(log: list[dict], pretraining: bool) -> Figure | None:
 
 
 def _first_per_step(log: list[dict], name: str) -> list[dict]:
-    """The entries that log `name`; the evaluation of the restored checkpoint after the last step is left out."""
+    """The entries that log `name`, without the evaluation of the restored checkpoint after the last step."""
     found = {}
     for entry in log:
         if name in entry:
@@ -74,7 +74,7 @@ def _first_per_step(log: list[dict], name: str) -> list[dict]:
 
 
 def _epoch_axis(axes, log: list[dict], state: dict) -> None:
-    """Whole epochs, and a line at the one whose checkpoint was kept."""
+    """Label whole epochs, and mark the one whose checkpoint was kept."""
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     for entry in log:
@@ -111,11 +111,11 @@ def draw_retrieval(state: dict) -> Figure | None:
 def draw_similarity(
     models: dict[str, CalmForPreTraining], processor: CalmProcessor, clips: Dataset, told: bool = True
 ) -> Figure:
-    """Cosines of clips and transcripts, both in the alphabetical order of the transcripts; a matrix a model.
+    """Cosines of clips and transcripts, both in alphabetical order of the transcripts; one matrix per model.
 
     Args:
-        models: by the title of their matrix; all are drawn in one scale of colours.
-        told: whether the transcripts stand beside the rows; a figure of another's data is published without.
+        models: by the title of their matrix; all share one colour scale.
+        told: whether the rows are labelled with transcripts; figures of third-party data are published without.
     """
     rows = {text: row for row, text in reversed(list(enumerate(clips["text"])))}
     rows = dict(sorted(sorted(rows.items(), key=lambda item: item[1])[:MAX_CLIPS]))
@@ -145,11 +145,11 @@ def _shorten(text: str, length: int) -> str:
 
 
 def draw_tokens(model: CalmForPreTraining, processor: CalmProcessor, clips: Dataset, number: int = 1) -> Figure:
-    """Log-mel spectrograms with the wordpieces nearest to each acoustic token at its window, in one scale of time.
+    """Log-mel spectrograms with the wordpieces nearest to each acoustic token at its window, on a shared time axis.
 
     Args:
         number: how many clips are drawn, one below the other: the longest ones of at most `MAX_TOKENS` acoustic
-            tokens, in their order in the split.
+            tokens, in the order of the split.
     """
     seconds_per_token = processor.feature_extractor.seconds_per_token
     durations = np.asarray(clips["duration"])
@@ -222,7 +222,7 @@ def draw_metric(state: dict, num_labels: int) -> Figure | None:
 
 
 def draw_confusion(test: dict) -> Figure:
-    """The test clips, a row a true class; the colour is the share of the row, the number the count."""
+    """The confusion matrix of the test clips, one row per true class; colours are row shares, numbers are counts."""
     counts, names = np.array(test["confusion_matrix"]), test["class_names"]
     support = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(support, 1)

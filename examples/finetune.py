@@ -1,10 +1,10 @@
-"""Fine-tuning for emotions, and for other labels or scores of an utterance.
+"""Fine-tuning for emotion recognition, and for other labels or scores of an utterance.
 
     python examples/finetune.py --model runs/pretrain --dataset FOLDER --label_column emotion --output_dir runs/emotion
 
-Texts and whole numbers in one column are classes; several columns of 0 and 1 (`--label_column happy,sad`) are a
+Strings and integers in one column are classes; several columns of 0 and 1 (`--label_column happy,sad`) are a
 multi-label problem; one or more columns of real numbers (`--label_column valence,arousal`) are regression. Model
-selection sees the validation split only.
+selection uses the validation split only.
 """
 
 import logging
@@ -48,10 +48,10 @@ class FinetuningArguments(ModelArguments):
 
 
 def describe_labels(train: Dataset, columns: list[str]) -> dict:
-    """The settings of the model's head that the labels of the training split ask for.
+    """The settings of the model's head for the labels of the training split.
 
     Raises:
-        ValueError: if there is one class only.
+        ValueError: if there is only one class.
     """
     labels = list(train["label"])
     if isinstance(labels[0], (str, int)):
@@ -72,7 +72,7 @@ def describe_labels(train: Dataset, columns: list[str]) -> dict:
 
 
 def fit_labels(dataset: Dataset, problem_type: str, label2id: dict[str, int], split: str) -> Dataset:
-    """The labels of a split as the model's head takes them: class numbers, or float targets.
+    """The labels of a split as the model's head expects them: class ids, or float targets.
 
     Raises:
         ValueError: if they do not fit; see also [`encode_labels`].
@@ -95,10 +95,10 @@ def fit_labels(dataset: Dataset, problem_type: str, label2id: dict[str, int], sp
 
 
 def encode_labels(dataset: Dataset, label2id: dict[str, int], split: str) -> Dataset:
-    """Class names to numbers.
+    """Convert class names to ids.
 
     Raises:
-        ValueError: lists the classes of this split that training does not know.
+        ValueError: lists the classes of this split that are not among those of training.
     """
     unknown = sorted({str(label) for label in dataset["label"]} - set(label2id))
     if unknown:
@@ -126,7 +126,7 @@ def scores(config, logits: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def best_metric(problem_type: str) -> str:
-    """The metric that chooses the checkpoint."""
+    """The metric for checkpoint selection."""
     return {"regression": "ccc", "multi_label_classification": "weighted_f1"}.get(
         problem_type, "unweighted_average_recall"
     )
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> dict:
         ):  # fmt: skip
             refuse_long(dataset, split, processor, model.calm.max_tokens(), augmentation)
 
-    if training.metric_for_best_model == "loss":  # the library's word for none given
+    if training.metric_for_best_model == "loss":  # the library's default if none is given
         training.metric_for_best_model, training.greater_is_better = best_metric(model.config.problem_type), True
     trainer = CalmTrainer(
         model=model,
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     write_options(training, DEFAULTS, arguments, data)
     if arguments.fit_classifier and checkpoint is None:
-        # Of audio alone the language model knows nothing that SpecTran does not.
+        # From audio alone, the language model knows nothing that SpecTran does not.
         first = model.config.hidden_size if arguments.modalities == "audio" else 0
         fit_classifier(trainer, slice(first, None), arguments.balance_classes)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -217,8 +217,8 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def freeze(model: CalmModel, arguments: FinetuningArguments) -> None:
-    """Leave out of training what is to stay, and what takes no part, at which distributed training would stop."""
-    model.get_input_embeddings().requires_grad_(False)  # the acoustic tokens are aligned with them as they are
+    """Freeze what should not change, and unused parameters, on which distributed training would fail."""
+    model.get_input_embeddings().requires_grad_(False)  # the acoustic tokens are aligned with these very embeddings
     model.audio_model.mask_embedding.requires_grad_(False)
     if arguments.modalities == "text":
         model.audio_model.requires_grad_(False)
@@ -230,7 +230,7 @@ def freeze(model: CalmModel, arguments: FinetuningArguments) -> None:
 
 
 def flat(values: dict) -> dict[str, float]:
-    """The numbers among the metrics, for the log."""
+    """The scalar metrics, for the log."""
     return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 

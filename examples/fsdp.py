@@ -1,4 +1,4 @@
-"""What FSDP2 is told of the model; accelerate's configuration has the rest."""
+"""FSDP2 settings that depend on the model; the rest is in accelerate's configuration."""
 
 from accelerate import FullyShardedDataParallelPlugin
 from torch import nn
@@ -7,11 +7,11 @@ from torch import nn
 def shard_layers(plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
     """Let FSDP gather one layer at a time, unless the configuration names other modules.
 
-    By default it would gather what the library must not split over devices, whole models among them, and these are
-    entered by other ways than their `forward`, which FSDP does not see.
+    By default it would gather the modules that transformers must not split across devices. These include whole models,
+    which are entered by other methods than `forward`, unnoticed by FSDP.
 
     Raises:
-        ValueError: for settings under which the model cannot be built, or would not be saved.
+        ValueError: for settings with which the model cannot be built, or would not be saved.
     """
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(

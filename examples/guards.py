@@ -1,4 +1,4 @@
-"""What keeps a long run from harm: it stops when told to, skips steps that would spoil it, and warns of collapse."""
+"""Safeguards for long runs: a clean stop on SIGTERM, skipping of non-finite steps, and a warning on collapse."""
 
 import logging
 import multiprocessing
@@ -15,24 +15,25 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-EXIT_TERMINATED = 128 + signal.SIGTERM  # 143, what a shell says of a process that SIGTERM ended
-COLLAPSED = 0.99  # mean cosine from which embeddings count as alike; our choice
+EXIT_TERMINATED = 128 + signal.SIGTERM  # 143, the shell's exit code for a process ended by SIGTERM
+COLLAPSED = 0.99  # mean cosine above which embeddings count as collapsed; our choice
 logger = logging.getLogger(__name__)
 
 
 def on_any_rank(fact: bool, device: torch.device) -> bool:
-    """Whether something holds on some rank; all ranks learn the same and so do the same."""
+    """Whether `fact` holds on any rank; all ranks get the same answer and so act alike."""
     return bool(gather(torch.tensor([float(fact)], device=device)).any())
 
 
 class StopOnSigterm(TrainerCallback):
     """On SIGTERM, finish the step, save a checkpoint and leave with exit code 143.
 
-    All ranks stop after the same step, whichever of them were told. What is due at that step is done first: the
-    evaluation, and at the end of an epoch what belongs there, so that a resumed run lacks nothing.
+    All ranks stop after the same step, whichever of them got the signal. Whatever is due at that step, such as
+    evaluation or the end of an epoch, is done first, so that a resumed run misses nothing.
 
-    The library's `enable_jit_checkpoint` does not serve: each rank would stop at a step of its own, an accumulated
-    gradient would be dropped after its random numbers were drawn, and the script would go on as if training were done.
+    `enable_jit_checkpoint` of `Trainer` is unsuitable: each rank would stop at a different step, an accumulated
+    gradient would be dropped after its random numbers were drawn, and the script would continue as if training were
+    done.
     """
 
     def __init__(self):
@@ -40,7 +41,7 @@ class StopOnSigterm(TrainerCallback):
 
     @contextmanager
     def listening(self):
-        """Take SIGTERM as a request; one that came too late for a checkpoint ends the process afterwards, as usual."""
+        """Treat SIGTERM as a request; if it comes too late for a checkpoint, it ends the process afterwards."""
 
         def note(number, frame):
             self.received = True
@@ -55,13 +56,13 @@ class StopOnSigterm(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.stopping = on_any_rank(self.received, args.device)
-        # After the last step of an epoch, and the last of all, an evaluation may be due.
+        # After the last step of an epoch or of training, an evaluation may be due.
         self.nothing_due = not state.epoch.is_integer() and not control.should_training_stop
         if self.stopping and self.nothing_due:
             control.should_save = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self.nothing_due = True  # once this epoch is evaluated, which comes before it is saved
+        self.nothing_due = True  # once this epoch is evaluated, which precedes saving
         if self.stopping:
             control.should_save = True
 
@@ -72,10 +73,10 @@ class StopOnSigterm(TrainerCallback):
 
 
 class ShieldedWorker:
-    """Starts a data worker that heeds SIGTERM from its own process alone.
+    """Starts a data worker that obeys SIGTERM from its parent process only.
 
-    A scheduler sends it to all processes, and torch ends a run whose worker died, before it could save. Only Linux
-    tells who sent a signal.
+    A scheduler sends SIGTERM to all processes, and torch would abort a run whose worker died before it could save.
+    Only Linux reports the sender of a signal.
     """
 
     def __init__(self, start: Callable[[int], None] | None):
@@ -84,7 +85,7 @@ class ShieldedWorker:
     def __call__(self, worker_id: int) -> None:
         if hasattr(signal, "sigwaitinfo"):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            parent = multiprocessing.parent_process()  # not always who forked this process
+            parent = multiprocessing.parent_process()  # not always the process that forked this one
             sender = os.getppid() if parent is None else parent.pid
             threading.Thread(target=self._heed, args=[sender], daemon=True).start()
         if self.start is not None:
@@ -98,9 +99,9 @@ class ShieldedWorker:
 
 
 def isolate_workers(loader: DataLoader) -> DataLoader:
-    """Let the workers of a loader of `accelerate` neither touch the training's random state nor be stopped by others.
+    """Keep an `accelerate` loader's workers from touching the training's random state or being stopped by others.
 
-    Starting workers draws a seed, and a resumed run starts them at other steps: never from the dropout's state.
+    Starting workers draws a seed, and a resumed run starts them at other steps: it must not use the RNG of dropout.
     """
     loader.base_dataloader.generator = torch.Generator()
     loader.base_dataloader.worker_init_fn = ShieldedWorker(loader.base_dataloader.worker_init_fn)
@@ -110,26 +111,26 @@ def isolate_workers(loader: DataLoader) -> DataLoader:
 class SkipNonFinite(TrainerCallback, ExportableState):
     """Skip a step whose loss or gradient is not finite: weights and optimizer stay as they were, on all ranks.
 
-    The learning rate follows its schedule, which counts steps. Counts are saved with a checkpoint.
+    The learning-rate schedule advances all the same. The counts are saved with a checkpoint.
     """
 
     def __init__(self):
         self.skipped_steps = self.skipped_in_a_row = 0
-        self.losses, self.clips = [], []  # of the step under way
+        self.losses, self.clips = [], []  # of the current step
 
     def see(self, loss: torch.Tensor, clips: list[str]) -> None:
-        """Take note of a micro-batch."""
+        """Record a micro-batch."""
         self.losses.append(loss.detach())
         self.clips.extend(clips)
 
     def judge(self, model: torch.nn.Module, grad_norm: torch.Tensor | float, step: int, max_in_a_row: int) -> None:
-        """Drop the accumulated gradient if something is not finite; without gradients an optimizer does nothing.
+        """Drop the accumulated gradient if it or a loss is not finite; without gradients the optimizer does nothing.
 
         Raises:
             FloatingPointError: after more than `max_in_a_row` such steps in a row.
         """
         norm = torch.as_tensor(grad_norm, device=self.losses[0].device)
-        finite = torch.stack([*self.losses, norm]).isfinite()  # a norm is finite where every gradient is
+        finite = torch.stack([*self.losses, norm]).isfinite()  # the norm is finite if every gradient is
         skip = on_any_rank(not finite.all().item(), norm.device)
         clips, self.losses, self.clips = self.clips, [], []
         if not skip:
@@ -138,7 +139,7 @@ class SkipNonFinite(TrainerCallback, ExportableState):
         model.zero_grad(set_to_none=True)
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        clips = gather_object(clips)  # the contrast is among the clips of all ranks
+        clips = gather_object(clips)  # the contrastive loss spans the clips of all ranks
         what = "loss" if on_any_rank(not finite[:-1].all().item(), norm.device) else "gradient"
         logger.warning("Step %d is skipped, its %s is not finite. Its clips: %s", step, what, ", ".join(clips))
         if self.skipped_in_a_row > max_in_a_row:
@@ -157,9 +158,9 @@ class SkipNonFinite(TrainerCallback, ExportableState):
 
 
 class WarnOfCollapse(TrainerCallback):
-    """Warn when, after the warmup, the audio embeddings of different clips are all alike.
+    """Warn if the audio embeddings of different clips are nearly identical after the warmup.
 
-    An untrained model's are alike too, so the warmup is let pass.
+    Those of an untrained model are too, so the warmup is exempt.
     """
 
     def on_log(self, args, state, control, logs, **kwargs):

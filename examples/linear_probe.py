@@ -1,6 +1,6 @@
-"""The linear probe: what a linear classifier reads from a frozen representation; eGeMAPS, which it is measured by.
+"""The linear probe: a linear classifier on frozen representations; and eGeMAPS, the baseline features.
 
-One recipe for all: standardised features, a linear SVM with balanced classes, its C chosen on the validation split.
+One recipe for all: standardised features, a linear SVM with balanced classes, its C selected on the validation split.
 """
 
 from collections.abc import Iterable
@@ -13,21 +13,21 @@ from sklearn.svm import LinearSVC
 
 from processing.metrics import unweighted_average_recall
 
-STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of C; our choice
+STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # values of C; our choice
 
 
 class Probe(NamedTuple):
-    """A fitted probe: `machine.predict` of features (N, F) gives classes (N,)."""
+    """A fitted probe: `machine.predict` maps features (N, F) to classes (N,)."""
 
     c: float
-    validation: float  # UAR of the C that was chosen
+    validation: float  # UAR with the selected C
     machine: Pipeline
 
 
 def fit_probe(
     train: np.ndarray, train_labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray
 ) -> Probe:
-    """Fit on the training split and choose C on the validation split; of equal ones the smaller C.
+    """Fit on the training split and select C on the validation split; ties go to the smaller C.
 
     Args:
         train, validation: features, (N, F) each.

@@ -1,6 +1,6 @@
-"""What a run logs besides its loss: the terms of the loss, how alike embeddings are, throughput, padding, memory.
+"""What a run logs besides its loss: the loss terms, embedding similarity, throughput, padding and memory.
 
-All numbers are of all ranks, over the micro-batches since the last log.
+All values are aggregated over all ranks and the micro-batches since the last log.
 """
 
 import sys
@@ -33,7 +33,7 @@ class TermMeter:
         self.sums = {}  # by name, total and count
 
     def see(self, outputs: dict[str, torch.Tensor]) -> None:
-        """Take note of the model's outputs for a micro-batch."""
+        """Record the model's outputs for a micro-batch."""
         given = {name: outputs.get(name) for name in ("loss", *LOSS_TERMS)}
         found = {name: value.detach().float() for name, value in given.items() if value is not None}
         if outputs.get("audio_embeds") is not None:
@@ -43,7 +43,7 @@ class TermMeter:
             self.sums[name] = self.sums.get(name, 0) + torch.stack([value.where(finite, 0), finite])
 
     def report(self, device: torch.device) -> dict[str, float]:
-        """The means since the last report, without values that are not finite: those steps were skipped."""
+        """The means since the last report, excluding non-finite values: those steps were skipped."""
         sums = torch.zeros(len(self.NAMES), 2, device=device)  # total and count
         for place, name in enumerate(self.NAMES):
             if name in self.sums:
@@ -61,12 +61,12 @@ def mean_cosine(embeds: torch.Tensor) -> torch.Tensor:
 
 
 class WorkMeter(TrainerCallback):
-    """How much speech training takes in a second, how much of its batches is real and not padding, and memory.
+    """Seconds of speech trained on per second, the share of the batches that is not padding, and peak memory.
 
     Waiting for data counts as training; evaluation and saving do not.
 
     Args:
-        config: SpecTran's, which tells how long a patch is.
+        config: SpecTran's, which gives the duration of a patch.
     """
 
     def __init__(self, config: CalmAudioConfig):
@@ -74,7 +74,7 @@ class WorkMeter(TrainerCallback):
         self.work, self.seconds, self.mark = Counter(), 0.0, time.perf_counter()
 
     def see(self, batch: dict[str, torch.Tensor]) -> None:
-        """Count a micro-batch: patches, and the positions it takes in the language model."""
+        """Count a micro-batch: patches, and the positions it occupies in the language model."""
         work = {"real_positions": 0, "positions": 0}
         words, patches = batch.get("attention_mask"), batch.get("input_features_mask")
         if words is not None:
@@ -87,7 +87,7 @@ class WorkMeter(TrainerCallback):
         self.work.update(work)
 
     def report(self, device: torch.device) -> dict[str, float]:
-        """The work of all ranks since the last report, and the largest peak of memory of a rank in GiB."""
+        """The work of all ranks since the last report, and the highest peak memory of any rank in GiB."""
         names = ("real_patches", "patches", "real_positions", "positions")
         values = [float(self.work[name]) for name in names] + [self.seconds, peak_memory(device)]
         ranks = gather(torch.tensor([values], dtype=torch.float32, device=device))  # (ranks, 6)
@@ -118,10 +118,10 @@ class WorkMeter(TrainerCallback):
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory this process had, in GiB: of the GPU if it trains on one, else of the machine."""
+    """Peak memory of this process in GiB: GPU memory if it trains on a GPU, else main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if resource is None:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, KiB elsewhere

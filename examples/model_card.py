@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: the repository's `model_card.md`, filled in with its data and its results."""
+"""The model card of a checkpoint: the repository's `model_card.md`, filled in with its data and results."""
 
 import json
 import re
@@ -25,7 +25,7 @@ OTHERS = (
     " `compared` is the system that was evaluated beside it, `egemaps_svm` a linear SVM on the eGeMAPS functionals."
 )
 
-# Figures of the evaluation entries: the metric's type in the Hub's terms, and its name.
+# Metrics of the evaluation entries: type in the Hub's terms, and name.
 MEASURES = {
     "unweighted_average_recall": ("recall", "unweighted average recall"),
     "weighted_accuracy": ("accuracy", "weighted accuracy"),
@@ -48,14 +48,14 @@ MEASURES = {
     "word_reading": ("word_reading", "word reading"),
 }
 
-# Options of a run that its card tells; others may hold paths of the machine or the account.
+# Options of a run that its card lists; others may contain local paths or account names.
 TOLD_OPTIONS = (
     "stage", "modalities", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "learning_rate", "text_learning_rate", "head_learning_rate", "lr_scheduler_type",
     "warmup_steps", "weight_decay", "augment", "balance_classes", "freeze_text", "linear_probe", "fit_classifier",
     "seed",
 )  # fmt: skip
-# By the modalities of a classifier, what its card leaves out of the template's examples.
+# By the modalities of a classifier, what its card omits from the template's examples.
 UNSEEN = {
     "both": (),
     "audio": (
@@ -74,13 +74,13 @@ UNSEEN = {
 
 @dataclass
 class Evaluation:
-    """What a results file says of one checkpoint.
+    """The results of one checkpoint from a results file.
 
     Args:
-        data: what it was evaluated on.
-        split: which part of it.
-        figures: the checkpoint's own, by name.
-        table: all of it as Markdown.
+        data: data set that it was evaluated on.
+        split: split of the data set.
+        figures: the checkpoint's own metrics, by name.
+        table: all results as Markdown.
     """
 
     data: str
@@ -90,14 +90,14 @@ class Evaluation:
 
 
 def read_results(file: Path, weights: str, data: str | None = None) -> Evaluation:
-    """What finetune.py, pretrain.py (`results.json`) or evaluate.py (`evaluation.json`) measured of some weights.
+    """Results of finetune.py, pretrain.py (`results.json`) or evaluate.py (`evaluation.json`) for given weights.
 
     Args:
-        weights: their digest, by `options.weights_digest`.
+        weights: their digest, from `options.weights_digest`.
         data: name of the data; by default that of the data set.
 
     Raises:
-        ValueError: if the file is missing, is none of theirs, or is of other weights.
+        ValueError: if the file is missing, was not written by these scripts, or belongs to other weights.
     """
     if not file.is_file():
         raise ValueError(f"There are no results in '{file}'. Write them with examples/evaluate.py, and name its file.")
@@ -133,18 +133,18 @@ def data_name(dataset: str | None) -> str:
 
 
 def is_measure(name: str) -> bool:
-    """Whether a figure is a result, and not a count or a time."""
+    """Whether a value is a metric, not a count or a time."""
     return name in MEASURES or name.startswith("ccc_")
 
 
 def run_options(folder: Path) -> dict:
-    """The options of the run that a checkpoint comes from, none for a folder that is of no run."""
+    """The options of the run that a checkpoint comes from; empty if the folder belongs to no run."""
     run = folder.parent if folder.name.startswith("checkpoint-") else folder
     return yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").is_file() else {}
 
 
 def evaluation_entries(evaluations: list[Evaluation], task: str) -> list[EvalResult]:
-    """The figures as the Hub reads them from the metadata."""
+    """The metrics in the Hub's metadata format."""
     entries = []
     for evaluation in evaluations:
         for name, value in evaluation.figures.items():
@@ -184,12 +184,12 @@ def describe(model: PreTrainedModel, folder: Path, base_model: str | None) -> st
 
 
 def is_classifier(model: PreTrainedModel) -> bool:
-    """Whether a checkpoint has the head of a classifier."""
+    """Whether a checkpoint has a classification head."""
     return "SequenceClassification" in type(model).__name__
 
 
 def way_of_use(template: str, modalities: str) -> str:
-    """The template's examples of classification, without the modality that the classifier was not trained on."""
+    """The template's classification examples, without the modality that the classifier was not trained on."""
     (content,) = (match["content"] for match in BLOCK.finditer(template) if match["name"] == "classification")
     for unseen in UNSEEN[modalities]:
         content = content.replace(unseen, "")
@@ -197,10 +197,10 @@ def way_of_use(template: str, modalities: str) -> str:
 
 
 def fill(text: str, blocks: dict[str, str | None]) -> str:
-    """Replace what stands between `<!-- begin name -->` and `<!-- end name -->`; `None` leaves it, without the marks.
+    """Replace the text between `<!-- begin name -->` and `<!-- end name -->`; `None` keeps it, without the markers.
 
     Raises:
-        KeyError: for a block that nothing is said about.
+        KeyError: if `blocks` lacks a block of the text.
     """
 
     def replace(match: re.Match) -> str:
@@ -224,12 +224,12 @@ def model_card(
     """The card of a checkpoint.
 
     Args:
-        model: what is published.
+        model: the model to publish.
         folder: the run it comes from.
-        repo_id: where it will be found.
-        license: of the weights, as the Hub calls it.
-        training_data: licence by name of the data.
-        evaluations: the results; with none the card says so.
+        repo_id: its repository on the Hub.
+        license: of the weights, as a Hub identifier.
+        training_data: licences by name of the data.
+        evaluations: the results; if empty, the card says so.
         language: codes of its languages.
         base_model: Hub name of the language model it started from.
         revision: its branch, if it is not the main one.

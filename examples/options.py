@@ -1,4 +1,4 @@
-"""Options in, results out: YAML and the command line, the folder of a run, JSON."""
+"""Options from YAML and the command line, the folder of a run, and results as JSON."""
 
 import argparse
 import hashlib
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CalmTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the rates of the model's parts; `learning_rate` is SpecTran's."""
+    """`TrainingArguments` with per-module learning rates; `learning_rate` is SpecTran's."""
 
     text_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the language model."})
     head_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the heads."})
@@ -35,7 +35,7 @@ class CalmTrainingArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Resume early stopping and the count of skipped steps where they were."}
     )
-    given: dict = field(default_factory=dict, init=False, repr=False)  # every option as it was parsed
+    given: dict = field(default_factory=dict, init=False, repr=False)  # every option as parsed
 
     def __post_init__(self):
         if self.bf16_full_eval or self.fp16_full_eval:
@@ -47,18 +47,18 @@ class CalmTrainingArguments(TrainingArguments):
         if self.enable_jit_checkpoint:
             raise ValueError("SIGTERM is answered by a checkpoint anyway; leave out `--enable_jit_checkpoint`.")
         if self.n_gpu > 1:
-            # The library would split each batch over them, and with it the negatives.
+            # The library would split each batch across them, and with it the negatives.
             logger.warning("One of %d GPUs is used; `accelerate launch` starts a process for each.", self.n_gpu)
             self._n_gpu = 1
-        # torch refuses to keep workers where there are none: `--dataloader_num_workers 0` alone shall do.
+        # torch rejects persistent workers without workers; `--dataloader_num_workers 0` alone should suffice.
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
 
 
 def parse_arguments(*types: type, arguments: list[str] | None = None, defaults: dict | None = None) -> tuple:
-    """Options from `--config file.yaml` and the command line, which wins.
+    """Options from `--config file.yaml` and the command line, which takes precedence.
 
     Raises:
-        ValueError: for a YAML file that is no mapping, or a key of it that no option has.
+        ValueError: if the YAML file is not a mapping, or has a key that is not an option.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(types)
@@ -77,11 +77,11 @@ def parse_arguments(*types: type, arguments: list[str] | None = None, defaults: 
             raise ValueError(f"'{file}' sets {unknown}, which no option is called; `--help` lists the options.")
         unset = {name: value for name, value in values.items() if value is None or value == []}
         parser.set_defaults(**unset)
-        # As a command line, so that the values are converted (YAML takes 1e-3 for text) and checked like one.
+        # As command-line arguments, so that the values are converted (YAML reads 1e-3 as text) and checked likewise.
         arguments = _as_options({name: values[name] for name in values if name not in unset}) + arguments
     found = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[: len(types)]
     for options in found:
-        if isinstance(options, CalmTrainingArguments):  # which change their values once they are made
+        if isinstance(options, CalmTrainingArguments):  # which change their values after construction
             options.given = vars(parser.parse_args(arguments))
     return found
 
@@ -97,11 +97,11 @@ def _as_options(values: dict) -> list[str]:
 
 
 def start_run(training: TrainingArguments) -> str | None:
-    """Refuse a folder that holds another run, and find the last whole checkpoint to resume from.
+    """Reject a folder that holds another run, and find the last intact checkpoint to resume from.
 
     Raises:
-        ValueError: if `output_dir` already holds a run or a model and `--resume` is not given; if it holds a run that
-            is over and has no checkpoint, or is not the folder in which the first rank found the checkpoint.
+        ValueError: if `output_dir` already holds a run or a model and `--resume` is not given; if it holds a finished
+            run without a checkpoint, or is not the folder in which the first rank found the checkpoint.
     """
     folder = Path(training.output_dir)
     if training.resume:
@@ -126,13 +126,13 @@ def start_run(training: TrainingArguments) -> str | None:
 
 
 def write_options(training: CalmTrainingArguments, defaults: dict, *options) -> None:
-    """Write `config.yaml` into the run's folder: give it to `--config`, and the run is repeated.
+    """Write `config.yaml` into the run's folder; passed to `--config`, it repeats the run.
 
-    Called when the data and the model have been read, so that a mistake in them leaves no run behind.
+    Called after the data and the model have been loaded, so that an error in them leaves no run behind.
 
     Args:
-        defaults: the script's own, which stand there even where the value is that of `TrainingArguments`.
-        options: the other dataclasses of options.
+        defaults: the script's own, written even if the value is the default of `TrainingArguments`.
+        options: the other option dataclasses.
     """
     if not training.should_save:
         return
@@ -148,7 +148,7 @@ def write_options(training: CalmTrainingArguments, defaults: dict, *options) -> 
 
 
 def write_json(file: Path, results: dict) -> None:
-    """Write results as JSON, which knows neither numpy's numbers nor NaN: those that are not finite become null."""
+    """Write results as JSON, which has neither NumPy numbers nor NaN: non-finite numbers become null."""
 
     def plain(value):
         if isinstance(value, dict):
@@ -164,7 +164,7 @@ def write_json(file: Path, results: dict) -> None:
 
 
 def weights_digest(folder: str | Path) -> str:
-    """SHA-256 over the weights of a checkpoint, by which a results file tells whose they are."""
+    """SHA-256 of a checkpoint's weights, by which a results file identifies them."""
     digest = hashlib.sha256()
     for file in sorted(Path(folder).glob("*.safetensors")):
         with file.open("rb") as stream:

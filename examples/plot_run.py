@@ -1,9 +1,9 @@
-"""Draw a run's folder.
+"""Plot the contents of a run's folder.
 
     python examples/plot_run.py runs/pretrain
 
 The figures go to `RUN/plots/`. Pretraining: `loss.png`, `retrieval.png`, `similarity.png`, `tokens.png`; a classifier:
-`loss.png`, `metric.png`, `confusion.png`. What a run did not log is not drawn.
+`loss.png`, `metric.png`, `confusion.png`. Plots without logged data are omitted.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from modeling_calm import CalmForPreTraining, CalmForSequenceClassification
 
 
 def plot_run(folder: Path) -> list[Path]:
-    """Draw everything that a run's folder holds.
+    """Plot everything that a run's folder holds.
 
     Args:
-        folder: what pretrain.py or finetune.py wrote.
+        folder: output folder of pretrain.py or finetune.py.
 
     Returns:
         The PNG files in `folder/plots`.
@@ -47,7 +47,7 @@ def plot_run(folder: Path) -> list[Path]:
             figures["retrieval"] = draw_retrieval(state)
             data = DataArguments(**{f.name: options[f.name] for f in fields(DataArguments) if f.name in options})
             data.dataset = options.get("validation_dataset") or data.dataset
-            if options.get("features_column") is None:  # these two draw the sound itself
+            if options.get("features_column") is None:  # these two need the audio itself
                 clips = read_split(data, data.validation_split, processor.feature_extractor.sampling_rate)
                 figures["similarity"] = draw_similarity(
                     {"Clips and transcripts of validation": model}, processor, clips

@@ -1,10 +1,10 @@
-"""Any data set as parquet shards: validated, mono, at the model's rate, with the rows that are left out named.
+"""Convert any data set to parquet shards: validated, mono, at the model's sampling rate, refused rows reported.
 
     python examples/prepare_data.py --dataset FOLDER --output_dir SHARDS --num_proc 8
     accelerate launch examples/pretrain.py --dataset SHARDS --streaming
 
-Shards appear one by one, whole or not at all, in `SHARDS/.partial`; a split moves to `SHARDS/<split>` when it is
-complete. Run again, a preparation that was stopped writes the shards that are missing, and those whose data changed.
+Each shard is written atomically to `SHARDS/.partial`; a split moves to `SHARDS/<split>` when it is complete. Rerunning
+an interrupted preparation writes only the missing shards and those whose data changed.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PreparationArguments:
-    """What is made of a data set."""
+    """How a data set is prepared."""
 
     output_dir: str = field(metadata={"help": "Folder of the shards."})
     splits: list[str] = field(
@@ -65,10 +65,10 @@ class PreparationArguments:
     num_proc: int = field(default=1, metadata={"help": "Processes, each of which writes one shard at a time."})
 
     def extractor(self) -> CalmFeatureExtractor | None:
-        """What computes the features.
+        """The extractor that computes the features, if any.
 
         Raises:
-            ValueError: if there is neither audio nor features to write, or the extractor has another rate.
+            ValueError: if there is neither audio nor features to write, or the extractor has another sampling rate.
         """
         if self.features is None:
             if self.audio_format == "none":
@@ -86,13 +86,13 @@ class PreparationArguments:
 
 
 def prepare_split(name: str, arguments: PreparationArguments, data: DataArguments) -> dict:
-    """Write the shards of a split, or those of them that are missing.
+    """Write the shards of a split, or the missing ones.
 
     Returns:
-        `clips`, `hours`, `shards`, and the `row`, `file`, `kind` and `reason` of each that is `refused`.
+        `clips`, `hours`, `shards`, and the `row`, `file`, `kind` and `reason` of each `refused` row.
 
     Raises:
-        ValueError: if the split was prepared from other data or by other settings, or every row of it is refused.
+        ValueError: if the split was prepared from other data or with other settings, or all its rows are refused.
     """
     dataset = load_split(data, getattr(data, f"{name}_split"))
     check_columns(dataset, [("audio_column", data.audio_column)], data.dataset)
@@ -145,7 +145,7 @@ def prepare_split(name: str, arguments: PreparationArguments, data: DataArgument
 
 
 def stamp(dataset: Dataset, arguments: PreparationArguments, data: DataArguments, extractor) -> str:
-    """A hash of all that decides what stands in the shards: the rows, the audio files, the settings."""
+    """A hash of everything that determines the shards: the rows, the audio files, the settings."""
     free = ("output_dir", "splits", "num_proc", "audio_config", "model")
     settings = {name: value for name, value in asdict(arguments).items() if name not in free}
     settings |= {"audio_column": data.audio_column, "text_column": data.text_column}
@@ -167,10 +167,10 @@ def run(writer: ShardWriter, jobs: list[Job], num_proc: int, description: str) -
 
 
 def _take_over(writer: ShardWriter) -> None:
-    global _writer  # each process is given it once, and not again with every shard
+    global _writer  # sent once to each process, not with every shard
     _writer = writer
 
-    def end_with_parent():  # or a process whose parent was killed would write on, and then wait for ever
+    def end_with_parent():  # otherwise a process whose parent was killed would keep writing and then wait forever
         multiprocessing.parent_process().join()
         os._exit(1)
 
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> dict:
     file, report = Path(arguments.output_dir) / REPORT, {}
     for name in arguments.splits:
         prepared = prepare_split(name, arguments, data)
-        others = json.loads(file.read_text())["splits"] if file.exists() else {}  # which may be prepared beside it
+        others = json.loads(file.read_text())["splits"] if file.exists() else {}  # possibly prepared in parallel
         report = {"settings": asdict(arguments) | asdict(data), "splits": others | {name: prepared}}
         write_json(file, report)
     print(f"{'split':<12}{'clips':>10}{'hours':>10}{'shards':>8}{'refused':>9}")

@@ -4,8 +4,8 @@
     accelerate launch examples/pretrain.py --config examples/configs/pretrain_commands.yaml --dataset FOLDER
     accelerate launch examples/pretrain.py --dataset SHARDS --streaming        # more than can be decoded beforehand
 
-Stage `align` trains SpecTran against the word embeddings of a language model that never runs; stage `fuse` goes on
-with `--model ALIGNED_RUN` and trains SpecTran and the language model on all objectives.
+Stage `align` trains SpecTran against the word embeddings of a language model that never runs; stage `fuse` continues
+from `--model ALIGNED_RUN` and trains SpecTran and the language model on all objectives.
 """
 
 import logging
@@ -62,13 +62,13 @@ class PretrainingArguments(ModelArguments):
 
 
 def objectives(arguments: PretrainingArguments) -> dict[str, float]:
-    """The loss weights of the stage, or those given instead."""
+    """The loss weights of the stage, overridden by those given."""
     weights = {f"{name}_loss_weight": weight for name, weight in STAGES[arguments.stage].items()}
     return weights | {name: value for name in weights if (value := getattr(arguments, name)) is not None}
 
 
 def freeze(model: CalmForPreTraining, arguments: PretrainingArguments) -> None:
-    """Leave out of training whatever the stage or a weight of 0 does not use."""
+    """Freeze everything that is unused in the stage or because of a loss weight of 0."""
     config = model.config
     fused = bool(config.masked_language_loss_weight or config.masked_acoustic_loss_weight)
     model.calm.text_model.requires_grad_(fused)
@@ -81,10 +81,10 @@ def freeze(model: CalmForPreTraining, arguments: PretrainingArguments) -> None:
 
 
 def refuse_unreadable(dataset: Dataset, tokenizer, split: str) -> None:
-    """Refuse transcripts of which the tokenizer knows nothing: they have no place in the aligned space.
+    """Reject transcripts of which the tokenizer knows no piece: they have no position in the aligned space.
 
     Raises:
-        ValueError: lists the rows whose transcript is made of special tokens alone, such as [UNK].
+        ValueError: lists the rows whose transcript consists of special tokens only, such as [UNK].
     """
     special = set(tokenizer.all_special_ids)
     texts = list(dataset["text"])
@@ -104,7 +104,7 @@ def read_data(
     training: CalmTrainingArguments,
     processor: CalmProcessor,
 ) -> tuple[Dataset | SpeechStream, Dataset]:
-    """The training split, decoded beforehand or as a stream, and the validation split.
+    """The training split, decoded in advance or as a stream, and the validation split.
 
     Raises:
         ValueError: if data sets are added to a stream; see also [`read_split`] and [`refuse_unreadable`].
@@ -139,7 +139,7 @@ def read_data(
 
 
 def retrieval(tokenizer, prediction) -> dict[str, float]:
-    """Retrieval over the validation split; the ids of the transcripts stand where Trainer expects labels."""
+    """Retrieval metrics on the validation split; the token ids of the transcripts are passed as labels."""
     audio, text = prediction.predictions
     ids = np.where(prediction.label_ids < 0, tokenizer.pad_token_id, prediction.label_ids)
     return audio_text_retrieval(audio, text, tokenizer.batch_decode(ids, skip_special_tokens=True))
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> dict:
     kinds = (PretrainingArguments, DataArguments, StreamingArguments, CalmTrainingArguments)
     arguments, data, streaming, training = parse_arguments(*kinds, arguments=argv, defaults=DEFAULTS)
     logging.basicConfig(level=logging.INFO if training.should_log else logging.WARNING)
-    # The ids of the transcripts stand in for labels: `compute_metrics` tells equal transcripts by them.
+    # The token ids of the transcripts serve as labels: `compute_metrics` identifies equal transcripts by them.
     training.label_names, training.remove_unused_columns = ["input_ids"], False
     training.dataloader_drop_last = True
     checkpoint = start_run(training)
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> dict:
     return metrics
 
 
-# Without any argument these and the default data set make the demo.
+# Without arguments, these and the default data set run the demo.
 DEFAULTS = {
     "output_dir": "runs/pretrain", "num_train_epochs": 20, "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,

@@ -4,7 +4,7 @@
         --license cc-by-nc-sa-4.0 --training_data "CMU AN4: free with notice" "RAVDESS: CC BY-NC-SA 4.0" \
         --language en --base_model sentence-transformers/all-MiniLM-L6-v2 --output_dir look_at_this_first
 
-With `--output_dir` nothing is pushed. Nothing else of the run's folder is published: no optimizer state, no pickle.
+With `--output_dir` nothing is pushed. Nothing else in the run's folder is published: no optimizer state, no pickle.
 """
 
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("CalmModel", "CalmForPreTraining", "CalmForSequenceClassification")
 RESULTS = ("evaluation.json", "results.json")
-# What an earlier commit may have left and a reader would load in place of what is published now, and pickles.
+# Files of earlier commits that a reader could load instead of those published now, and pickles.
 OUTDATED = ["*.safetensors", "*.safetensors.index.json", "*.py", "*.bin", "*.pt"]
 NON_COMMERCIAL = re.compile(r"\bnc\b|non[ -]?commercial|research[ -]only|academic", re.IGNORECASE)
 SHARE_ALIKE = re.compile(r"\bsa\b|share[ -]?alike", re.IGNORECASE)
@@ -59,10 +59,10 @@ class PublishingArguments:
 
 
 def parse_training_data(entries: list[str], license: str) -> dict[str, str]:
-    """Licence by name of the training data, from 'NAME: LICENCE'.
+    """Licences by name of the training data, parsed from 'NAME: LICENCE'.
 
     Raises:
-        ValueError: for an entry without a licence, and for weights that are freer than the data they were trained on.
+        ValueError: if an entry has no licence, or the weights' licence is more permissive than the training data's.
     """
     data = {}
     for entry in entries:
@@ -75,7 +75,7 @@ def parse_training_data(entries: list[str], license: str) -> dict[str, str]:
         "-sa": ({name for name in data if SHARE_ALIKE.search(data[name])}, SHARE_ALIKE.search(license)),
     }
     broken = [term for term, (names, kept) in asked.items() if names and not kept]
-    if asked["-nc"][1] and asked["-sa"][0] - asked["-nc"][0]:  # which lets nobody add terms of his own
+    if asked["-nc"][1] and asked["-sa"][0] - asked["-nc"][0]:  # share-alike allows no additional terms
         broken.append("no -nc")
     if broken and license != "other":
         fitting = "cc-by" + "".join(term for term, (names, _) in asked.items() if names) + "-4.0"
@@ -87,7 +87,7 @@ def parse_training_data(entries: list[str], license: str) -> dict[str, str]:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse a name that is none of a repository.
+    """Reject an invalid repository name.
 
     Raises:
         ValueError: says what is wrong with it.
@@ -101,7 +101,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, CalmProcessor]:
-    """The model in the class it was saved from, in its dtype, and its processor.
+    """The model in its saved class and dtype, and its processor.
 
     Raises:
         ValueError: if the folder holds no CALM checkpoint, or has no processor.
@@ -116,10 +116,10 @@ def load(folder: Path) -> tuple[PreTrainedModel, CalmProcessor]:
 
 
 def find_results(folder: Path, given: list[str]) -> list[Evaluation]:
-    """The results that were named, or else those that stand in the run's folder: evaluation.json before results.json.
+    """The results given, or else those in the run's folder: evaluation.json takes precedence over results.json.
 
     Raises:
-        ValueError: for a file that is missing, or that tells of other weights.
+        ValueError: if a file is missing, or belongs to other weights.
     """
     weights = weights_digest(folder)
     if not given:
@@ -135,11 +135,11 @@ def push(folder: Path, arguments: PublishingArguments) -> str:
     """Push a folder in one commit.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        ValueError: if there is no token, the Hub does not know it, it may not write there, or the repository is public
-            and shall be private.
+        ValueError: if there is no token, it is invalid or lacks write access, or the repository is public but should
+            be private.
         ConnectionError: if the Hub cannot be reached.
     """
     if arguments.token is None and get_token() is None:
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> str:
     )
     with tempfile.TemporaryDirectory() as temporary:
         output = output or Path(temporary)
-        # The pipeline saves model and processor too, and the code of all three.
+        # The pipeline also saves the model and the processor, and the code of all three.
         pipe = AudioTextClassificationPipeline(model=model, processor=processor, device="cpu")
         pipe.save_pretrained(output, max_shard_size=arguments.max_shard_size)
         card.save(output / "README.md")

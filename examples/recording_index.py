@@ -1,7 +1,7 @@
 """The index behind retrieve.py: acoustic tokens and embeddings of a folder's recordings, in one safetensors file.
 
-A recording is cut into equal passages, each embedded by itself. Memory follows the longest recording (230 MB an hour)
-and the index (about 12 MB an hour at E = 384), never the model's work on a whole recording.
+A recording is cut into equal passages, each embedded separately. Memory scales with the longest recording (230 MB per
+hour) and the index (about 12 MB per hour at E = 384); the model never processes a whole recording at once.
 
 Dimensions: R passages, T acoustic tokens of a passage, E width of the aligned space.
 """
@@ -27,7 +27,7 @@ from processing import AudioError, CalmProcessor, load_audio
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16  # passages at once
-SAVED_EVERY_S = 300.0  # while an archive is read: what a power cut costs
+SAVED_EVERY_S = 300.0  # while an archive is read: the most that a power cut costs
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Recording:
 
 
 def fingerprint(model: CalmModel, processor: CalmProcessor) -> str:
-    """SHA-256 over all that gives an acoustic token its direction: feature extractor, SpecTran and its projection."""
+    """SHA-256 of all that determines an acoustic token's direction: feature extractor, SpecTran and its projection."""
     digest = hashlib.sha256(processor.feature_extractor.to_json_string().encode())
     digest.update(json.dumps(model.config.audio_config.to_dict(), sort_keys=True, default=str).encode())
     for part in (model.audio_model, model.audio_projection):
@@ -61,7 +61,7 @@ def fingerprint(model: CalmModel, processor: CalmProcessor) -> str:
 def embed_recording(model: CalmModel, processor: CalmProcessor, file: Path, passage_s: float) -> Recording:
     """Cut a file into equal passages of at most `passage_s` seconds and embed each.
 
-    Equal, because a short rest would be normalised by statistics of its own few frames.
+    Equal, because a short remainder would be normalised by the statistics of its few frames.
 
     Raises:
         AudioError: if the file cannot be read.
@@ -83,7 +83,7 @@ def embed_recording(model: CalmModel, processor: CalmProcessor, file: Path, pass
 
 
 def save_index(file: Path, recordings: dict[str, Recording], settings: dict) -> None:
-    """Write the index whole or not at all; the files and the settings stand in its header as JSON."""
+    """Write the index atomically; its header holds the files and the settings as JSON."""
     kept = recordings.values()
     tokens = [passage for recording in kept for passage in recording.tokens]
     tensors = {
@@ -103,7 +103,7 @@ def load_index(file: Path) -> tuple[dict[str, Recording], dict]:
     """What `save_index` wrote: the recordings by name, and the settings.
 
     Raises:
-        ValueError: if the file is no index.
+        ValueError: if the file is not an index.
     """
     try:
         with safe_open(file, "pt") as stored:
@@ -121,13 +121,13 @@ def load_index(file: Path) -> tuple[dict[str, Recording], dict]:
 
 
 def refresh_index(model, processor, folder: Path, file: Path, passage_s: float, key: str) -> dict[str, Recording]:
-    """Index the new and the changed files of a folder, forget those that are gone, and keep the rest.
+    """Index the new and changed files of a folder, drop deleted ones, and keep the rest.
 
-    An index of other weights or another `passage_s` is made anew. An interrupted run keeps what it has
-    indexed, and one that is killed all but the last minutes.
+    An index of other weights or another `passage_s` is rebuilt. An interrupted run keeps what it has indexed; a killed
+    one loses the last minutes.
 
     Raises:
-        ValueError: if there is no recording, or none that can be read.
+        ValueError: if there are no recordings, or none that can be read.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_recording(path))
     if not names:

@@ -3,8 +3,8 @@
     python examples/retrieve.py --model RUN --recordings FOLDER --query "enter six two four"
     python examples/retrieve.py --model RUN --recordings FOLDER --query_audio clip.wav --top_k 10
 
-A recording is cut into equal passages of at most `--passage_s` seconds, so that a query finds a place in an hour of
-speech. The index is kept, and only new or changed files are read again.
+A recording is cut into equal passages of at most `--passage_s` seconds, so that a query locates a passage in an hour
+of speech. The index is stored, and only new or changed files are read again.
 
 Our choices: a passage's score is the cosine of its embedding with the query's; the time span within it is the
 contiguous run of acoustic tokens around the best-matching one whose cosine with the query exceeds the mean over the
@@ -34,7 +34,7 @@ INDEX_FILE = "calm_index.safetensors"
 
 @dataclass
 class Match:
-    """A passage that answers a query: its score, its file and the best span of it (s from the start of the file)."""
+    """A passage that matches a query: its score, its file and its best span (s from the start of the file)."""
 
     score: float
     file: str
@@ -47,7 +47,7 @@ def load(name: str) -> tuple[CalmModel, CalmProcessor]:
 
     Raises:
         RuntimeError: if the checkpoint lacks weights.
-        ValueError: if it has no processor, or is no `CalmModel`.
+        ValueError: if it has no processor, or is not a `CalmModel`.
     """
     processor = load_processor(name)
     model = AutoModel.from_pretrained(name)
@@ -61,8 +61,8 @@ def embed_query(model: CalmModel, processor: CalmProcessor, text: str | None, au
     """The query (E,) in the aligned space, L2-normalised.
 
     Raises:
-        ValueError: for a text without a word that the tokenizer knows.
-        AudioError: for a clip that cannot be read.
+        ValueError: if the tokenizer knows no word of the text.
+        AudioError: if the clip cannot be read.
     """
     if audio is not None:
         rate = processor.feature_extractor.sampling_rate
@@ -75,7 +75,7 @@ def embed_query(model: CalmModel, processor: CalmProcessor, text: str | None, au
 
 
 def best_span(similarities: torch.Tensor) -> tuple[int, int]:
-    """First and last + 1 of the run around the highest of (T,) cosines in which all exceed their mean.
+    """Start and end (exclusive) of the run around the highest of (T,) cosines in which all exceed their mean.
 
     Example:
         >>> best_span(torch.tensor([0.8, 0.0, 0.6, 0.9, 0.1]))
@@ -136,5 +136,5 @@ def main(argv: list[str] | None = None) -> list[Match]:
 
 
 if __name__ == "__main__":
-    set_verbosity_error()  # no list of the pretraining heads left out; `load` checks that nothing else is
+    set_verbosity_error()  # hides the list of unused pretraining heads; `load` checks that nothing else is missing
     main()

@@ -1,4 +1,4 @@
-"""Running a checkpoint over a data set: embeddings, nearest words, class logits. Every clip is scored, in order."""
+"""Running a checkpoint over a data set: embeddings, nearest words, class logits, for every clip in order."""
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ Checkpoint = CalmForPreTraining | CalmForSequenceClassification
 
 
 def load_processor(name: str) -> CalmProcessor:
-    """The processor that stands beside a checkpoint, with the geometry of its model.
+    """The processor saved with a checkpoint, whose geometry matches its model.
 
     Raises:
-        ValueError: if `name` is no checkpoint, or one without a processor of CALM, or with another model's.
+        ValueError: if `name` is not a checkpoint, has no CALM processor, or has that of another model.
     """
     try:
         processor = AutoProcessor.from_pretrained(name)
@@ -33,7 +33,7 @@ def load_config(name: str) -> PreTrainedConfig:
     """The configuration of a checkpoint.
 
     Raises:
-        ValueError: if `name` is no checkpoint.
+        ValueError: if `name` is not a checkpoint.
     """
     try:
         return AutoConfig.from_pretrained(name)
@@ -45,13 +45,13 @@ def checkpoint_kind(name: str) -> str:
     """The class whose weights a checkpoint holds, such as `"CalmForPreTraining"`.
 
     Raises:
-        ValueError: if `name` is no checkpoint.
+        ValueError: if `name` is not a checkpoint.
     """
     return (load_config(name).architectures or ["unknown weights"])[0]
 
 
 def load_checkpoint(name: str, kind: type[Checkpoint]) -> tuple[Checkpoint, CalmProcessor]:
-    """The model that was saved in a run's folder or a Hub repository, ready to evaluate, and its processor.
+    """The model saved in a run's folder or a Hub repository, ready to evaluate, and its processor.
 
     Raises:
         ValueError: if the checkpoint holds another kind of model, or no processor.
@@ -64,17 +64,17 @@ def load_checkpoint(name: str, kind: type[Checkpoint]) -> tuple[Checkpoint, Calm
 
 
 def evaluation_collator(processor: CalmProcessor) -> DataCollatorForCalmPreTraining:
-    """Clips and transcripts as they are, nothing masked, nothing drawn."""
+    """A collator of unaltered clips and transcripts: nothing masked, nothing sampled."""
     return DataCollatorForCalmPreTraining(processor, mlm_probability=0, mask_time_prob=0, draw_pairs=False)
 
 
 def unused_pieces(tokenizer) -> list[int]:
-    """Ids that BERT's vocabularies keep free; an embedding that was never trained may be near to anything."""
+    """Ids of unused tokens in BERT vocabularies; their untrained embeddings may be close to anything."""
     return [index for piece, index in tokenizer.get_vocab().items() if piece.startswith("[unused")]
 
 
 def read_by_tokenizer(processor: CalmProcessor, texts: list[str]) -> list[str]:
-    """Transcripts as the model sees them: to an uncased tokenizer "Stop" and "stop" are one."""
+    """Transcripts as the model sees them: to an uncased tokenizer, "Stop" and "stop" are the same."""
     ids = processor.tokenizer(texts)["input_ids"]
     return processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
@@ -107,7 +107,7 @@ def embed(
 def read_transcripts(
     model: CalmForPreTraining, processor: CalmProcessor, rows: Dataset | list[dict], said: list[str], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How well every distinct transcript can be read from every clip, and which is said where, (N, texts) each.
+    """Reading scores of every distinct transcript for every clip, and a mask of those spoken, (N, texts) each.
 
     Args:
         said: the transcript of each row.
@@ -131,10 +131,10 @@ def read_transcripts(
 def count_words(
     model: CalmForPreTraining, processor: CalmProcessor, dataset: Dataset, batch_size: int, top_k: int = 5
 ) -> np.ndarray:
-    """Of each clip, (N, 3): acoustic tokens; those among whose nearest wordpieces stands a piece of its transcript.
+    """Per clip, (N, 3): acoustic tokens; those with a piece of the clip's transcript among their nearest wordpieces.
 
-    The third number is that of those near a piece of another clip's transcript, the next one that differs. Special
-    and unused pieces are never answered.
+    The third column counts those near a piece of another clip's transcript, the next one that differs. Special and
+    unused pieces are excluded.
     """
     tokenizer = processor.tokenizer
     pieces = [set(ids) for ids in tokenizer(list(dataset["text"]), add_special_tokens=False)["input_ids"]]
@@ -156,7 +156,7 @@ def count_words(
 
 
 def word_reading(counts: np.ndarray) -> dict[str, float]:
-    """The shares of all tokens, of [`count_words`]."""
+    """Shares of all acoustic tokens, from [`count_words`]."""
     total, hits, chance = counts.sum(axis=0).tolist()
     return {"word_reading": hits / total, "word_reading_other_transcript": chance / total, "acoustic_tokens": total}
 
@@ -172,8 +172,8 @@ def classify(
 ) -> np.ndarray:
     """Logits (N, K).
 
-    With `chunk_length_s` a longer recording is cut into equal chunks of at most that many seconds, each is classified
-    beside the whole transcript, and the logits are averaged.
+    With `chunk_length_s`, a longer recording is cut into equal chunks of at most that many seconds, each is classified
+    together with the whole transcript, and the logits are averaged.
     """
     rate = processor.feature_extractor.sampling_rate
     rows, owners = [], []

@@ -1,4 +1,4 @@
-"""One split as parquet shards: every clip decoded, checked and encoded anew, refused rows reported in their shard."""
+"""One split as parquet shards: every clip decoded, checked and re-encoded, refused rows reported in their shard."""
 
 import io
 import json
@@ -20,8 +20,8 @@ from processing import AudioError, CalmFeatureExtractor, load_audio
 
 SHARD_METADATA = "calm_shard"  # key in the metadata of a shard: its stamp, clips, seconds and refused rows
 ENCODINGS = {"flac": ("FLAC", "PCM_16"), "int16": ("WAV", "PCM_16"), "float32": ("WAV", "FLOAT")}
-LOUDEST = 1.5  # of a full scale of 1, in 16 bits: resampling goes beyond 1 by less, and that is clipped
-QUIETEST = 2.0**-15  # the loudest sample of what would be silence in 16 bits
+LOUDEST = 1.5  # peak allowed in 16 bits, at a full scale of 1: resampling overshoots by less, and is clipped
+QUIETEST = 2.0**-15  # peaks below this would be silence in 16 bits
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ShardWriter:
     """Writes the shards of one split.
 
     Args:
-        dataset: the split as it is stored.
-        stamp: of the data and the settings, by which a shard of another preparation is told.
-        audio_column, text_column: their names; `text_column` is None where transcripts are not asked for.
+        dataset: the split as stored.
+        stamp: hash of the data and the settings, which identifies shards of another preparation.
+        audio_column, text_column: their names; `text_column` is None if transcripts are not required.
         sampling_rate: of the audio in the shards, in Hz.
         audio_format: a key of `ENCODINGS`; None leaves the audio out.
         extractor: of the features, or None.
@@ -57,7 +57,7 @@ class ShardWriter:
     features_dtype: str = "float16"
 
     def schema(self) -> pa.Schema:
-        """The columns of the data set, its audio encoded anew, with `duration` (s) and `input_features`."""
+        """The columns of the data set, with re-encoded audio, `duration` (s) and `input_features`."""
         columns = dict(self.dataset.features) | {"duration": Value("float32")}
         columns[self.audio_column] = Audio(sampling_rate=self.sampling_rate)
         if self.audio_format is None:
@@ -70,13 +70,13 @@ class ShardWriter:
         )
 
     def write(self, job: Job) -> Job:
-        """Write one shard, which appears under its name when it is complete and on the disk."""
+        """Write one shard, which gets its final name once it is complete and flushed to disk."""
         report = {"stamp": self.stamp, "clips": 0, "seconds": 0.0, "refused": []}
         partial, schema = job.file.with_suffix(f".{os.getpid()}.partial"), self.schema()
         with partial.open("wb") as stream:
             with pq.ParquetWriter(stream, schema) as writer:
                 rows = self._rows(range(job.start, job.stop), report)
-                while block := list(islice(rows, BLOCK_ROWS)):  # a row group, which is what a stream reads at once
+                while block := list(islice(rows, BLOCK_ROWS)):  # a row group, the unit that a stream reads
                     writer.write_table(pa.Table.from_pylist(block, schema))
                 writer.add_key_value_metadata({SHARD_METADATA: json.dumps(report)})
             stream.flush()
@@ -105,7 +105,7 @@ class ShardWriter:
             yield row
 
     def _check(self, row: dict, audio) -> tuple[str | None, np.ndarray | str]:
-        """None and the waveform; or the kind of a fault, and what it is."""
+        """None and the waveform, or the kind of fault and its description."""
         if self.text_column is not None:
             text = row[self.text_column]
             if text is None or text != text or not str(text).strip():
@@ -125,9 +125,9 @@ class ShardWriter:
 
 
 def encode_audio(waveform: np.ndarray, sampling_rate: int, audio_format: str) -> bytes:
-    """A mono file of `audio_format`; what was 16 bits before, at the same rate, keeps every sample."""
+    """A mono file in `audio_format`; 16-bit audio at the same sampling rate is preserved exactly."""
     kind, subtype = ENCODINGS[audio_format]
-    if subtype == "PCM_16":  # soundfile would scale by 32767, and read by 32768
+    if subtype == "PCM_16":  # soundfile would write with a scale of 32767, and read with 32768
         waveform = np.rint(waveform * 32768).clip(-32768, 32767).astype(np.int16)
     stream = io.BytesIO()
     soundfile.write(stream, waveform, sampling_rate, format=kind, subtype=subtype)
@@ -135,6 +135,6 @@ def encode_audio(waveform: np.ndarray, sampling_rate: int, audio_format: str) ->
 
 
 def read_report(file: Path) -> dict | None:
-    """What a shard says of itself; None if it is no shard of this module."""
+    """The report stored in a shard; None if this module did not write it."""
     stored = file_metadata(str(file)).get(SHARD_METADATA.encode())
     return None if stored is None else json.loads(stored)

@@ -1,6 +1,6 @@
-"""The files of a data set too large to be decoded beforehand: parquet and tar shards, found, counted, read in part.
+"""Parquet and tar shards of data sets too large to decode in advance: how they are found, counted and read in part.
 
-A shard is read from any row on: parquet by row groups through pyarrow, WebDataset tars through `datasets`. Nothing is
+A shard can be read from any row: parquet by row groups through pyarrow, WebDataset tars through `datasets`. Nothing is
 decoded here, and nothing is unpacked to disk.
 """
 
@@ -27,10 +27,10 @@ from datasets.packaged_modules.webdataset.webdataset import (
 )
 
 SHARD_FORMATS = (".parquet", ".tar")
-REPORT = "preparation.json"  # what prepare_data.py leaves beside its shards; no manifest
-# Rows that are read in one go and shuffled as one: enough that opening a file does not count, 13 MB of short clips.
+REPORT = "preparation.json"  # written by prepare_data.py next to its shards; not a manifest
+# Rows read and shuffled as a unit: enough that the cost of opening a file is negligible, 13 MB of short clips.
 BLOCK_ROWS = 128
-READ_ROWS = 16  # rows turned from Arrow into Python at once
+READ_ROWS = 16  # rows converted from Arrow to Python at once
 
 
 class Block(NamedTuple):
@@ -42,18 +42,18 @@ class Block(NamedTuple):
 
 
 def load_undecoded(path: str, split: str, trouble: str, **options) -> Dataset | IterableDataset:
-    """`datasets.load_dataset`, its audio left undecoded, its errors in one line.
+    """`datasets.load_dataset` with undecoded audio and one-line errors.
 
     Args:
-        trouble: begins the message of the error.
+        trouble: start of the error message.
     """
     try:
-        if path == "webdataset":  # which would ask torchcodec to encode the bytes that it has read
+        if path == "webdataset":  # which would need torchcodec to encode the bytes that it has read
             found = load_dataset(path, split=split, **options | {"streaming": True}).features
             found = {name: Value("binary") if isinstance(kind, Audio) else kind for name, kind in found.items()}
             options["features"] = Features(found)
         dataset = load_dataset(path, split=split, **options)
-    except StopIteration as error:  # what `datasets` makes of an empty JSONL file
+    except StopIteration as error:  # raised by `datasets` for an empty JSONL file
         raise ValueError(f"{trouble}: it is empty") from error
     except (DatasetsError, OSError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
@@ -65,7 +65,7 @@ def load_undecoded(path: str, split: str, trouble: str, **options) -> Dataset | 
 
 
 def local_shards(folder: Path, split: str) -> list[Path]:
-    """The files of a folder that are called by the split, or lie in a folder of that name, or do so in `data/`."""
+    """The shards in a folder or its `data/` that are named after the split, or are in a subfolder of that name."""
     named = re.compile(rf"{re.escape(split)}([-_]\d+([-_]of[-_]\d+)?)?")
     places = (folder, folder / "data")
     files = [file for place in places for file in place.glob("*") if named.fullmatch(file.stem)]
@@ -83,7 +83,7 @@ def find_shards(dataset: str, split: str, config: str | None = None) -> list[str
         config: configuration of a data set of the Hub.
 
     Raises:
-        ValueError: if there is no such file, or a part of a split is asked for.
+        ValueError: if there is no such file, or only part of a split is requested.
     """
     if not re.fullmatch(r"[\w.-]+", split):
         raise ValueError(
@@ -129,10 +129,10 @@ def _find_hub_shards(dataset: str, split: str, config: str | None) -> list[str]:
 
 
 def count_rows(files: list[str]) -> list[Block]:
-    """What the shards hold, block by block, from the footers of parquet files and the headers of tars.
+    """The blocks of the shards, from the footers of parquet files and the headers of tars.
 
     Raises:
-        ValueError: names the shard that cannot be read, or the member of a tar that is refused.
+        ValueError: names the shard that cannot be read, or the tar member that is rejected.
     """
     with ThreadPoolExecutor(16) as pool:
         return [block for blocks in pool.map(_count, files) for block in blocks]
@@ -160,15 +160,14 @@ def _parquet(file: str, read) -> Any:
 
 
 def count_samples(file: str) -> int:
-    """The samples of a WebDataset tar, by the names of its members; checks every member.
+    """The number of samples in a WebDataset tar, from the names of its members; checks every member.
 
-    Nothing is ever unpacked, so no member could be written outside a folder. One that would be is still a sign of an
-    archive made to harm, and `datasets` would leave links out without a word.
+    Nothing is ever unpacked, so no member can be written outside a folder. A path that leads there is still a sign of
+    a malicious archive, and `datasets` would silently drop links.
 
     Raises:
-        ValueError: for a member with an absolute name or `..` in it, a link or a device, one that grows when it is
-            read (sparse or compressed); if the first samples have other fields than one another; for a damaged
-            archive.
+        ValueError: for a member with an absolute name or `..` in it, a link or a device, or one that expands when read
+            (sparse or compressed); if the first samples differ in their fields; for a damaged archive.
     """
     members = []
     try:
@@ -190,7 +189,7 @@ def count_samples(file: str) -> int:
                         f"'{file}' is refused: its member '{member.name}' is compressed or sparse, and could fill the"
                         " memory when it is read. Pack it anew as it is."
                     )
-                if member.isreg() and not path.name.startswith((".", "__")):  # which `datasets` passes over
+                if member.isreg() and not path.name.startswith((".", "__")):  # which `datasets` skips
                     members.append(base_plus_ext(member.name))
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"'{file}' cannot be read as a tar archive: {error}") from error
@@ -209,7 +208,7 @@ def read_rows(file: str, start: int, stop: int, columns: list[str]) -> Iterator[
     """Rows `start` to `stop` of a shard, undecoded, in order.
 
     Args:
-        columns: to read of a parquet file; a field of a struct by a dot. Rows of a tar come with all they have.
+        columns: to read from a parquet file; `a.b` is a field of a struct. Rows of a tar have all their fields.
 
     Raises:
         ValueError: if the shard holds fewer rows than when it was counted, or is damaged.
@@ -224,12 +223,12 @@ def read_rows(file: str, start: int, stop: int, columns: list[str]) -> Iterator[
 
 def _read_tar(file: str, start: int, stop: int) -> Iterator[dict]:
     dataset = load_undecoded("webdataset", "train", f"'{file}' cannot be read", data_files=[file], streaming=True)
-    # Not `iter(dataset)`: in a worker of a DataLoader that would share the rows out among the workers once more.
+    # Not `iter(dataset)`: in a DataLoader worker, that would split the rows among the workers again.
     try:
         for batch in dataset.skip(start).take(stop - start).iter(READ_ROWS):
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
-    except (OSError, ValueError) as error:  # such as a text that is not UTF-8
+    except (OSError, ValueError) as error:  # e.g. text that is not UTF-8
         raise ValueError(f"'{file}' cannot be read between samples {start} and {stop}: {error}") from error
 
 
@@ -257,12 +256,12 @@ def column_names(file: str) -> list[str]:
 
 
 def file_metadata(file: str) -> dict[bytes, bytes]:
-    """The free metadata of a parquet file."""
+    """The key-value metadata of a parquet file."""
     return _parquet(file, lambda table: table.metadata.metadata) or {}
 
 
 def pick(row: Mapping, column: str) -> Any:
-    """A value of a row; `"json.text"` is the field `text` of the column `json`. None where there is none."""
+    """A value of a row; `"json.text"` is the field `text` of the column `json`. None if it is missing."""
     value = row
     for name in [column] if column in row else column.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None

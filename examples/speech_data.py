@@ -1,7 +1,7 @@
-"""Speech data sets, read and checked before training: every trouble of a split is named at once, by row.
+"""Speech data sets, read and checked before training: all problems of a split are reported at once, by row.
 
-Reading a split decodes every clip once, so that broken files are all known before training starts, and keeps the
-waveforms in the cache of `datasets`, which is memory-mapped. A file that changes is decoded anew.
+Reading a split decodes every clip once, so that all broken files are known before training starts, and keeps the
+waveforms in the memory-mapped cache of `datasets`. A file that changes is decoded again.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_columns(dataset: Dataset, columns: list[tuple[str, str]], name: str) -> None:
-    """Refuse a data set without the columns asked for.
+    """Reject a data set that lacks required columns.
 
     Args:
         columns: pairs of option name and column name.
-        name: what `--dataset` says, for the error.
+        name: value of `--dataset`, for the error message.
 
     Raises:
-        ValueError: names the missing column, its option, and the columns that are there.
+        ValueError: names the missing column, its option, and the available columns.
     """
     for option, column in columns:
         if column not in dataset.column_names:
@@ -44,12 +44,12 @@ def read_split(
 ) -> Dataset:
     """One split, decoded and checked: `audio` (float32 waveforms at `sampling_rate`), `text`, `label`, `duration` (s).
 
-    `row` is the number of the row in the split as stored; `speaker` and `file_name` come along where the data set has
+    `row` is the number of the row in the split as stored; `speaker` and `file_name` are kept if the data set has
     them.
 
     Args:
-        text: whether a transcript is needed in every row.
-        label: whether the label columns are needed; they become `label`, see [`read_labels`].
+        text: whether every row must have a transcript.
+        label: whether the label columns are required; they become `label`, see [`read_labels`].
 
     Raises:
         ValueError: lists every row without a transcript or a label and, unless `--skip_bad_audio`, every file that
@@ -77,7 +77,7 @@ def read_split(
         },
         remove_columns=[arguments.audio_column],
         features=Features(audio=Sequence(Value("float32")), duration=Value("float32"), problem=Value("string")),
-        writer_batch_size=32,  # waveforms wait in memory for the writer
+        writer_batch_size=32,  # waveforms are held in memory until written
         desc=f"Reading the audio of '{split}'",
     )
     kept = dataset.select_columns([name for name in ("speaker", "file_name") if name in dataset.column_names])
@@ -99,7 +99,7 @@ def read_split(
 
 
 def read_features(arguments: DataArguments, split: str, column: str) -> Dataset:
-    """One split whose features were computed beforehand: `input_features` (still encoded), `text`, `row`.
+    """One split with precomputed features: `input_features` (still encoded), `text`, `row`.
 
     Raises:
         ValueError: if a column is missing; lists every row without a transcript.
@@ -110,15 +110,15 @@ def read_features(arguments: DataArguments, split: str, column: str) -> Dataset:
     kept = [name for name in ("duration", "speaker", "file_name") if name in dataset.column_names]
     dataset = dataset.select_columns([column, arguments.text_column, *kept])
     dataset = dataset.add_column("row", list(range(len(dataset))))
-    dataset = dataset.cast_column(arguments.text_column, Value("string"))  # digits alone come as numbers
+    dataset = dataset.cast_column(arguments.text_column, Value("string"))  # digits alone are read as numbers
     return dataset.rename_columns({column: "input_features", arguments.text_column: "text"})
 
 
 def join(datasets: list[Dataset]) -> Dataset:
-    """Training splits of [`read_split`] or [`read_features`] one after another, their rows numbered anew.
+    """Concatenate training splits of [`read_split`] or [`read_features`] and renumber their rows.
 
-    Columns that one of them lacks are left out. A split that is given twice is drawn twice an epoch, each time with
-    other augmentation.
+    Only columns that all splits share are kept. A split given twice is seen twice per epoch, each time with different
+    augmentation.
     """
     if len(datasets) == 1:
         return datasets[0]
@@ -128,7 +128,7 @@ def join(datasets: list[Dataset]) -> Dataset:
 
 
 def warn_of_shared_speakers(splits: dict[str, Dataset]) -> None:
-    """Warn where splits share speakers, by the column `speaker`: their figures tell how well voices are remembered."""
+    """Warn if splits share speakers, by the column `speaker`: their scores then reward memorised voices."""
     speakers = {name: set(split["speaker"]) for name, split in splits.items() if "speaker" in split.column_names}
     for one, other in combinations(speakers, 2):
         shared = sorted(map(str, (speakers[one] & speakers[other]) - {None, ""}))
@@ -142,12 +142,12 @@ def warn_of_shared_speakers(splits: dict[str, Dataset]) -> None:
 def tokens_needed(
     processor: CalmProcessor, seconds: np.ndarray, texts: list[str] | None, augmentation: WaveformAugmentation | None
 ) -> np.ndarray:
-    """Lexical and acoustic tokens (N,) that utterances of so many seconds (N,) can come to need."""
+    """The most lexical plus acoustic tokens (N,) that utterances of the given durations (N,), in s, can need."""
     longest = seconds if augmentation is None else augmentation.longest(seconds)
     tokens = np.ceil(longest / processor.feature_extractor.seconds_per_token)
     if texts is None:
         return tokens
-    # By parts and not padded: of a million transcripts one may be very long.
+    # In parts and without padding: one of a million transcripts may be very long.
     parts = (processor.tokenizer(texts[first : first + 1000]) for first in range(0, len(texts), 1000))
     return tokens + np.array([len(ids) for part in parts for ids in part["input_ids"]])
 
@@ -159,12 +159,12 @@ def refuse_long(
     max_tokens: int | None,
     augmentation: WaveformAugmentation | None = None,
 ) -> None:
-    """Refuse utterances that a language model has no room for, before the first step and not in the midst of them.
+    """Reject utterances that exceed the language model's positions before the first step, not during training.
 
     Args:
-        dataset: with `duration` (s) and, where it is read, `text`.
-        max_tokens: that there is room for; None for any number.
-        augmentation: what makes clips longer.
+        dataset: with `duration` (s) and, if it is used, `text`.
+        max_tokens: positions available; None for no limit.
+        augmentation: may lengthen clips.
 
     Raises:
         ValueError: lists the rows.
@@ -185,10 +185,10 @@ def refuse_long(
 
 
 def refuse_missing(values: list, column: str, split: str, what: str) -> None:
-    """Refuse rows without a value.
+    """Reject rows without a value.
 
     Raises:
-        ValueError: lists the rows where `values` holds nothing, NaN or blanks.
+        ValueError: lists the rows where the value is None, NaN or blank.
     """
     missing = [i for i, value in enumerate(values) if value is None or value != value or not str(value).strip()]
     if missing:
@@ -196,18 +196,18 @@ def refuse_missing(values: list, column: str, split: str, what: str) -> None:
 
 
 def read_labels(dataset: Dataset, columns: list[str], split: str) -> list:
-    """The label of every row: a class (`str` or `int`) or a number of one column, a list of numbers of several.
+    """The label of every row: a class (`str` or `int`) or a number for one column, a list of numbers for several.
 
-    Class labels of `datasets` and booleans become names.
+    `ClassLabel` values and booleans become names.
 
     Raises:
-        ValueError: lists the rows without a label; names the column that should hold numbers and does not, or that
-            holds now this and now that.
+        ValueError: lists the rows without a label; names a column that should hold numbers but does not, or that
+            mixes types.
     """
     values = {}
     for name in columns:
         feature, values[name] = dataset.features[name], list(dataset[name])
-        if isinstance(feature, ClassLabel):  # which marks a missing label by -1
+        if isinstance(feature, ClassLabel):  # where -1 marks a missing label
             values[name] = [None if i is None or i < 0 else feature.int2str(i) for i in values[name]]
         refuse_missing(values[name], name, split, "label")
         if len(columns) > 1 and not all(isinstance(value, (bool, int, float)) for value in values[name]):
@@ -228,7 +228,7 @@ def read_labels(dataset: Dataset, columns: list[str], split: str) -> list:
 
 
 def stamp_files(dataset: Dataset, column: str) -> str:
-    """A hash of the size and the time of change of every audio file, by which the cache knows a file that changed."""
+    """A hash of the size and modification time of every audio file, by which the cache detects changed files."""
     paths = dataset.select_columns(column).flatten()
     name = f"{column}.path" if f"{column}.path" in paths.column_names else column
     stamp = hashlib.sha256()
@@ -241,10 +241,10 @@ def stamp_files(dataset: Dataset, column: str) -> str:
 
 
 def decode_row(row: dict, column: str, sampling_rate: int, stamp: str) -> dict:
-    """Decode one row; a file that cannot be read leaves an empty waveform and says why in `problem`.
+    """Decode one row; a file that cannot be read gives an empty waveform and the reason in `problem`.
 
     Args:
-        stamp: of [`stamp_files`], here for the cache of `datasets`, whose key is the arguments.
+        stamp: from [`stamp_files`]; unused except by the cache of `datasets`, which is keyed on the arguments.
     """
     waveform, problem = np.zeros(0, np.float32), None
     try:

@@ -1,4 +1,4 @@
-"""Features computed beforehand by prepare_data.py: how they are stored, and which extractor they are from."""
+"""Features precomputed by prepare_data.py: how they are stored, and which extractor produced them."""
 
 import json
 from io import BytesIO
@@ -9,7 +9,7 @@ from shards import file_metadata
 from processing import CalmFeatureExtractor
 
 FEATURES_METADATA = b"calm_feature_extractor"  # key in the metadata of a parquet file
-# What the values of a patch depend on; padding does not change them.
+# Settings that the values of a patch depend on; padding does not affect them.
 SETTINGS = (
     "feature_size", "sampling_rate", "n_fft", "win_length", "hop_length", "patch_frames", "patch_bins", "token_frames",
     "do_normalize", "dynamic_range",
@@ -22,9 +22,9 @@ def extractor_settings(extractor: CalmFeatureExtractor) -> dict:
 
 
 def encode_features(extractor: CalmFeatureExtractor, waveform: np.ndarray, dtype: str) -> bytes:
-    """The real patches of one clip, (P, D), as a `.npy` file, which tells its type and shape by itself.
+    """The real patches of one clip, (P, D), as a `.npy` file, which stores its dtype and shape.
 
-    A column of lists of numbers would take 3 ms a clip to read, and 27 ms in float16; bytes take 0.1 ms.
+    A column of lists of numbers would take 3 ms per clip to read, and 27 ms in float16; bytes take 0.1 ms.
     """
     inputs = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="np")
     stream = BytesIO()
@@ -33,7 +33,7 @@ def encode_features(extractor: CalmFeatureExtractor, waveform: np.ndarray, dtype
 
 
 def check_extractor(file: str, extractor: CalmFeatureExtractor) -> None:
-    """Refuse features of another extractor: of the right width, they would train a model that no audio fits.
+    """Reject features of another extractor: with the right width, they would train a model that misreads audio.
 
     Raises:
         ValueError: names the settings that differ.

@@ -1,7 +1,6 @@
-"""Where speech data comes from: a folder, a CSV or JSONL manifest, parquet, or a Hub data set, by one option.
+"""Sources of speech data: a folder, a CSV or JSONL manifest, parquet, or a Hub data set, chosen by one option.
 
-A data set names files, and may come from somebody else: it is followed no further than into its own folder, or into
-`--audio_root`.
+A data set names files and may be untrusted: only files in its own folder or in `--audio_root` are read.
 """
 
 import functools
@@ -19,12 +18,12 @@ from shards import REPORT, count_samples, load_undecoded, local_shards
 DEMO_CORPUS = Path("runs/demo/corpus")
 AUDIO_FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
-SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # the parquet files of a data set that was cloned from the Hub
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # parquet files of a data set cloned from the Hub
 
 
 @dataclass
 class DataArguments:
-    """Where the speech is, and what its columns are called."""
+    """Where the speech data is, and the names of its columns."""
 
     dataset: str = field(
         default="demo",
@@ -53,13 +52,13 @@ class DataArguments:
 
 
 def load_split(arguments: DataArguments, split: str) -> Dataset:
-    """One split as it is stored, audio not yet decoded; paths are absolute.
+    """One split as stored, audio not yet decoded; paths are absolute.
 
     Args:
         split: as in datasets: `"train"`, `"train[:90%]"`, `"train[:100]+validation"`.
 
     Raises:
-        ValueError: if the data set or the split is not there; names what is.
+        ValueError: if the data set or the split does not exist; names the available splits.
     """
     source = Path(arguments.dataset).expanduser()
     if arguments.dataset == "demo":
@@ -81,7 +80,7 @@ def load_split(arguments: DataArguments, split: str) -> Dataset:
 
 
 def _with_fields(dataset: Dataset, arguments: DataArguments) -> Dataset:
-    """Add the fields of structs that options name, such as `json.text`, as columns."""
+    """Add struct fields that options name, such as `json.text`, as columns."""
     for column in (arguments.text_column, *arguments.label_columns()):
         struct = column.split(".")[0]
         if column not in dataset.column_names and struct in dataset.column_names:
@@ -130,7 +129,7 @@ def _load_shards(files: list[Path]) -> Dataset:
     kind = FILE_FORMATS[files[0].suffix]
     for file in files:
         if kind == "webdataset":
-            count_samples(str(file))  # refuses what does not belong into an archive
+            count_samples(str(file))  # rejects members that do not belong in an archive
     names = [str(file) for file in files]
     return load_undecoded(kind, "train", f"'{files[0]}' and its siblings cannot be read as {kind}", data_files=names)
 
@@ -151,7 +150,7 @@ def _load_manifest(manifest: Path, column: str) -> Dataset:
     if manifest.suffix == ".tar":
         return _load_shards([manifest])
     kind = FILE_FORMATS[manifest.suffix]
-    # "null", "none" and "NA" are words that people say and classes that people name.
+    # "null", "none" and "NA" may be transcripts or class names.
     options = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
     dataset = load_undecoded(
         kind, "train", f"'{manifest}' cannot be read as {kind}", data_files=str(manifest), **options
@@ -167,10 +166,10 @@ def _load_manifest(manifest: Path, column: str) -> Dataset:
 
 
 def _load_table(table: Path, name: str, column: str) -> Dataset:
-    """The rows of a table of all splits (audiofolder) whose files lie in the folder of one."""
+    """The rows of one split in a table of all splits (audiofolder): those with files in the split's folder."""
     dataset = _load_manifest(table, column)
     if column not in dataset.column_names:
-        return dataset  # `check_columns` says so
+        return dataset  # `check_columns` reports it
     folders = [Path(os.path.relpath(str(path), table.parent.resolve())).parts[0] for path in dataset[column]]
     if name not in folders:
         raise ValueError(
@@ -181,17 +180,17 @@ def _load_table(table: Path, name: str, column: str) -> Dataset:
 
 
 def named_files(dataset: Dataset, column: str) -> list[str]:
-    """The files that the rows of `column` leave to be opened: those of rows without the bytes themselves.
+    """The files that must be opened to read `column`: those of rows that do not contain the bytes themselves.
 
     Raises:
-        ValueError: if the column holds neither audio nor paths, or now this and now that, so that it cannot be told.
+        ValueError: if the column holds neither audio nor paths, or an unresolvable mixture.
     """
     if column not in dataset.column_names:
         return []
     kind = dataset.features[column]
     dataset = dataset.select_columns(column).flatten()
     if f"{column}.bytes" in dataset.column_names:
-        blobs = dataset.select_columns(f"{column}.bytes").with_format("arrow")  # which reads no byte of them
+        blobs = dataset.select_columns(f"{column}.bytes").with_format("arrow")  # reads none of the bytes
         missing = [batch.column(0).is_null().to_numpy() for batch in blobs.iter(1000)]
         dataset = dataset.select(np.flatnonzero(np.concatenate(missing or [np.zeros(0)])))
     column = f"{column}.path" if f"{column}.path" in dataset.column_names else column
@@ -211,10 +210,10 @@ def _roots(arguments: DataArguments, own: str | Path) -> list[str]:
 
 
 def refuse_outside(files: Iterable[str], roots: list[str]) -> None:
-    """Refuse data that names files elsewhere: by `..`, by an absolute path or by a symbolic link.
+    """Reject data that names files outside `roots`, by `..`, an absolute path or a symbolic link.
 
     Args:
-        roots: real paths of the folders that the files may lie in.
+        roots: real paths of the folders that may contain the files.
 
     Raises:
         ValueError: names the first such file, and how many there are.

@@ -1,19 +1,20 @@
-"""Training on a stream of shards: any amount of speech, and the same batches again when a run is resumed.
+"""Training on a stream of shards: any amount of speech, with identical batches when a run is resumed.
 
-What is at hand does not fit together. `accelerate` lets rank 0 read for all ranks, or every rank read everything;
-`datasets.split_dataset_by_node` gives the ranks unequal numbers of rows, so that one waits for ever for a step that
-another does not take; the shuffle buffer of `datasets` is lost when a run stops (see `IterableDataset.state_dict`, on
-which torchdata's `StatefulDataLoader` relies), and `Trainer` decodes every clip that it skips. Here the rows of all
-shards are counted beforehand, and every batch is a function of (seed, epoch, rank, worker, place in the epoch):
+Existing tools do not combine to achieve this. `accelerate` has rank 0 read for all ranks, or every rank read
+everything; `datasets.split_dataset_by_node` gives the ranks unequal numbers of rows, so that one waits forever for a
+step that another does not take; the shuffle buffer of `datasets` is lost when a run stops (see
+`IterableDataset.state_dict`, on which torchdata's `StatefulDataLoader` relies), and `Trainer` decodes every clip that
+it skips. Here the rows of all shards are counted first, and every batch is a function of (seed, epoch, rank, worker,
+position in the epoch):
 
-1. The blocks of all shards are permuted anew every epoch, and their rows are cut into one run for every worker of
-   every rank, in whole batches: all ranks take the same number of steps, and no row comes twice. Less than one batch
-   of every rank is left over, other rows in every epoch.
-2. A worker reads its run in windows of `--shuffle_buffer` rows, still encoded, shuffles each, and cuts it into
+1. The blocks of all shards are permuted in every epoch, and their rows are split into one contiguous range for each
+   worker of each rank, in whole batches: all ranks take the same number of steps, and no row is repeated. Fewer rows
+   than one batch of all ranks are dropped, different ones in every epoch.
+2. A worker reads its range in windows of `--shuffle_buffer` rows, still encoded, shuffles each, and cuts it into
    batches.
-3. The clips of a batch are decoded when it is made; see [`StreamCollator`].
+3. The clips of a batch are decoded when the batch is collated; see [`StreamCollator`].
 
-A worker of a resumed run opens its run of rows at the window where it stopped: what came before is not even read.
+A worker of a resumed run starts at the window of its range where it stopped: earlier rows are not even read.
 """
 
 import hashlib
@@ -38,23 +39,23 @@ from processing import CalmProcessor, SeededCollator
 
 @dataclass(eq=False)
 class SpeechStream(IterableDataset):
-    """The rows of one rank, epoch for epoch; every `batch_size` of them, one after another, are a batch.
+    """The rows of one rank in each epoch; every `batch_size` consecutive rows form a batch.
 
-    All batches have the same number of clips, since a clip is contrasted with the others of its batch: under a budget
-    of seconds those in a batch of long clips would have fewer negatives, an easier task, and a loss that cannot be
-    compared. Against padding there is `group_by_length`: the clips of a window are sorted by length before they are
-    cut into batches, and the batches are put into a random order that is the same on all ranks, which then work on
-    clips of like length at the same time and do not wait for each other.
+    All batches have the same number of clips, since a clip is contrasted with the others in its batch: with batches of
+    a fixed total duration, long clips would have fewer negatives, an easier task, and a loss that is not comparable.
+    `group_by_length` reduces padding: the clips of a window are sorted by length before they are cut into batches, and
+    the batches are shuffled in the same order on all ranks, which thus process clips of similar length at the same
+    time and do not wait for each other.
 
     Args:
-        blocks: of [`count_rows`], the same on every rank.
+        blocks: from [`count_rows`], the same on every rank.
         arguments: names the columns.
-        shuffle_buffer: rows in a window, rounded down to whole batches, one at least.
-        features_column: takes the place of the audio.
-        length_column: tells how long a clip is where the shards have it, or else the size of the encoded clip does.
+        shuffle_buffer: rows in a window, rounded down to whole batches, at least one.
+        features_column: used instead of the audio.
+        length_column: gives the length of a clip if the shards have it; otherwise the size of the encoded clip does.
 
     Raises:
-        ValueError: if there are fewer rows than all ranks need for a batch, or a column is missing.
+        ValueError: if there are too few rows for one batch on every rank, or a column is missing.
     """
 
     blocks: list[Block]
@@ -75,8 +76,8 @@ class SpeechStream(IterableDataset):
                 f"The shards hold {self.num_rows} rows, fewer than the {self.batch_size * self.num_ranks} of one batch"
                 " of all ranks, and incomplete batches are dropped. Lower `--per_device_train_batch_size`."
             )
-        self.skip = (0, 0)  # epoch, and how many of its batches were trained before
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that live on look here
+        self.skip = (0, 0)  # epoch, and how many of its batches were already trained on
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # read by persistent workers
         names = column_names(self.blocks[0].file)
         option = "features_column" if self.features_column else "audio_column"
         self.audio_column = self.features_column or self.arguments.audio_column
@@ -91,31 +92,31 @@ class SpeechStream(IterableDataset):
 
     @property
     def digest(self) -> str:
-        """A hash of what is streamed: the names of the shards, wherever they lie, and their rows."""
+        """A hash of the streamed data: the names of the shards, regardless of their folder, and their rows."""
         shards = [(PurePosixPath(block.file).name, block.start, block.rows) for block in self.blocks]
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
 
     @property
     def num_steps(self) -> int:
-        """Batches of a rank in an epoch."""
+        """Batches per rank and epoch."""
         return self.num_rows // (self.batch_size * self.num_ranks)
 
     def __len__(self) -> int:
-        """Rows of this rank in an epoch."""
+        """Rows of this rank per epoch."""
         return self.num_steps * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+        """Set the epoch of the next iteration."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict | None]:
         """The rows of this worker, None where skipped.
 
-        `audio` is undecoded, `row` the number of the row among all, `id` tells where it stands.
+        `audio` is undecoded, `row` is the global row number, `id` describes the row's location.
         """
         epoch, info = int(self._epoch), get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        # A DataLoader takes batches from its workers in turn: these are the places of this worker's in the epoch.
+        # A DataLoader takes batches from its workers in turn: these are the positions of this worker's in the epoch.
         places = range(worker, self.num_steps, num_workers)
         skipped = len(range(worker, self.skip[1], num_workers)) if epoch == self.skip[0] else 0
         for _ in range(skipped * self.batch_size):
@@ -129,7 +130,7 @@ class SpeechStream(IterableDataset):
             share = places[start : start + window]
             batches = self._shuffle(list(islice(rows, len(share) * self.batch_size)), epoch, worker, start)
             for number in range(start, start + len(share)):
-                batch = batches.popleft()  # what is given away is kept no longer
+                batch = batches.popleft()  # releases the memory of each batch
                 if number >= skipped:
                     yield from batch
 
@@ -142,7 +143,7 @@ class SpeechStream(IterableDataset):
         if self.group_by_length:
             order = sorted(order, key=lambda i: rows[i]["length"])
         batches = [[rows[i] for i in order[k : k + self.batch_size]] for k in range(0, len(rows), self.batch_size)]
-        if self.group_by_length:  # the same draw on all ranks
+        if self.group_by_length:  # the same permutation on all ranks
             order = self._draws(epoch, worker, window).permutation(len(batches))
             batches = [batches[i] for i in order]
         return deque(batches)
@@ -178,11 +179,11 @@ class SpeechStream(IterableDataset):
     def dataloader(
         self, collator: SeededCollator, processor: CalmProcessor, training: TrainingArguments, max_tokens: int | None
     ) -> DataLoader:
-        """The batches of this rank on its device; nothing is left for `accelerate` to split.
+        """The batches of this rank on its device, which `accelerate` does not split any further.
 
         Args:
             collator: called with decoded rows; see [`StreamCollator`].
-            max_tokens: that the language model has room for, where it runs.
+            max_tokens: positions of the language model, if it runs.
         """
         self.refused = torch.zeros(max(training.dataloader_num_workers, 1), len(REASONS), dtype=torch.long)
         loader = DataLoader(

@@ -1,4 +1,4 @@
-"""From the undecoded rows of a stream to a batch: decoding, and refusals."""
+"""Collation of a stream's undecoded rows: decoding, refusal of unusable rows, batching."""
 
 import logging
 from collections.abc import Mapping
@@ -19,24 +19,24 @@ REASONS = ("audio", "transcript", "tokenizer", "length")  # why a row is refused
 
 @dataclass
 class StreamCollator:
-    """Decodes the rows of a batch, leaves out those that cannot be used, and hands the others to `collator`.
+    """Decodes the rows of a batch, drops unusable ones, and passes the others to `collator`.
 
-    A refused row makes its batch smaller: which rows meet in a batch, and how many batches there are, must not depend
-    on what only decoding shows.
+    A refused row makes its batch smaller: the composition and the number of batches must not depend on what only
+    decoding reveals.
 
     Args:
-        collator: called with decoded rows; they have `row`, their number in the data set, and `file_name`, where they
-            are from.
-        processor: its tokenizer must know some piece of every transcript.
-        refused: (workers, reasons) long, in shared memory: rows refused. Workers count at the same time, so that each
-            has numbers of its own.
-        skip_bad_audio: whether to go on without refused rows.
+        collator: called with decoded rows; they have `row`, their number in the data set, and `file_name`, their
+            location.
+        processor: its tokenizer must know at least one piece of every transcript.
+        refused: (workers, reasons) long, in shared memory: counts of refused rows. Workers count concurrently, so each
+            has its own counts.
+        skip_bad_audio: whether to continue without refused rows.
         features: whether the rows hold features instead of audio.
-        max_tokens: that the language model has room for, where it runs; an utterance that could need more, as long as
-            augmentation makes it, would end the run.
+        max_tokens: positions of the language model, if it runs; an utterance that could exceed them, as lengthened by
+            augmentation, would end the run.
 
-    Raises (a call):
-        ValueError: for a refused row, naming it and its shard, unless `skip_bad_audio`; for a batch of nothing else.
+    Raises (when called):
+        ValueError: for a refused row, naming it and its shard, unless `skip_bad_audio`; if a whole batch is refused.
     """
 
     collator: SeededCollator
@@ -48,7 +48,7 @@ class StreamCollator:
 
     def __call__(self, rows: list[dict | None]) -> dict[str, torch.Tensor]:
         if rows[0] is None:
-            return {}  # skipped; `Trainer` throws it away
+            return {}  # skipped; `Trainer` discards it
         usable, problems = [], []
         for row in rows:
             reason, found = self._decode(row)
@@ -73,7 +73,7 @@ class StreamCollator:
         return self.collator(usable)
 
     def _decode(self, row: dict) -> tuple[str | None, dict | str]:
-        """None and the row decoded; or the reason of a refusal, and what is wrong."""
+        """None and the decoded row, or the reason for refusal and its details."""
         text, audio, tokenizer = row["text"], row["audio"], self.processor.tokenizer
         if text is None or not str(text).strip():
             return "transcript", "it has none"

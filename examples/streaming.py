@@ -1,4 +1,4 @@
-"""Streams in pretraining: their options, the stream of a rank, and how a resumed run finds its place."""
+"""Streaming for pretraining: options, the stream of a rank, and how a resumed run finds its position."""
 
 import logging
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StreamingArguments:
-    """Training on more speech than can be decoded beforehand."""
+    """Training on more speech than can be decoded in advance."""
 
     streaming: bool = field(
         default=False, metadata={"help": "Decode the training split while training, from parquet or tar shards."}
@@ -33,7 +33,7 @@ class StreamingArguments:
 
 
 def open_stream(data: DataArguments, streaming: StreamingArguments, training: TrainingArguments) -> SpeechStream:
-    """The stream of this rank; the shards are found and counted by rank 0 alone.
+    """The stream of this rank; only rank 0 finds and counts the shards.
 
     Raises:
         ValueError: if there are no shards, or they cannot be read; see also [`SpeechStream`].
@@ -58,21 +58,21 @@ def open_stream(data: DataArguments, streaming: StreamingArguments, training: Tr
 
 
 class StreamCallback(TrainerCallback, ExportableState):
-    """Sends a resumed stream to where it stopped, and reports the refused rows of every epoch.
+    """Moves a resumed stream to where it stopped, and reports the refused rows after every epoch.
 
     Raises:
-        ValueError: if a run is resumed under settings that give other batches.
+        ValueError: if a run is resumed with settings that change the batches.
     """
 
     def __init__(self):
         self.settings = {}
 
     def state(self) -> dict:
-        """What `Trainer` keeps in a checkpoint."""
+        """The state that `Trainer` saves in a checkpoint."""
         return {"args": {}, "attributes": {"settings": self.settings}}
 
     def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
-        """Skip what the checkpoint has been trained on; `Trainer` throws away as many empty batches."""
+        """Skip the batches that the checkpoint was trained on; `Trainer` discards as many empty ones."""
         stream = train_dataloader.dataset
         self.settings = {
             "num_rows": stream.num_rows,
@@ -99,7 +99,7 @@ class StreamCallback(TrainerCallback, ExportableState):
             stream.skip = (epoch, steps * args.gradient_accumulation_steps)
 
     def on_epoch_end(self, args, state, control, train_dataloader, **kwargs):
-        """Tell how many rows were refused."""
+        """Report how many rows were refused."""
         counts = train_dataloader.dataset.refused.sum(0).tolist()
         if any(counts):
             told = ", ".join(f"{count} for their {reason}" for reason, count in zip(REASONS, counts, strict=True))

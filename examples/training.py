@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning share: where the weights come from, the rates of the parts, the Trainer."""
+"""Shared by pretraining and fine-tuning: the source of the weights, per-module learning rates, the Trainer."""
 
 import importlib.util
 import logging
@@ -28,13 +28,13 @@ from processing import CalmFeatureExtractor, CalmProcessor, SeededCollator, Spec
 CONFIGS = Path(__file__).parent / "configs"
 logger = logging.getLogger(__name__)
 
-# Bands and silence were chosen on validation, for recordings through telephones and with pauses: clean ones lose some.
-# Longer silence costs a third more time a step.
+# Bands and silence were tuned on validation for telephone recordings and pauses, at some cost on clean recordings.
+# Longer silence makes a step a third slower.
 WAVEFORM_AUGMENTATION = WaveformAugmentation(
     noise_probability=0.3, band_limit_probability=0.25, lowest_hz=(0.0, 400.0), highest_hz=(3000.0, 7000.0),
     silence_probability=0.3, silence_s=(0.0, 0.5),
 )  # fmt: skip
-# Lighter than the paper's: with few hours of speech what is left of a short word must still be recognisable.
+# Weaker than in the SpecAugment paper: with few hours of speech, a masked short word must stay recognisable.
 SPEC_AUGMENT = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
 
 
@@ -70,19 +70,19 @@ class ModelArguments:
         return CalmProcessor(extractor, AutoTokenizer.from_pretrained(self.language_model()))
 
     def load_model(self, kind: type, **settings):
-        """A model of the class `kind`, from a CALM checkpoint or new around a language model.
+        """A model of class `kind`, from a CALM checkpoint or newly built around a language model.
 
-        In float32 however it was stored: small steps are lost on half weights. `--bf16` computes in half precision.
+        Always in float32, since half-precision weights lose small updates; `--bf16` computes in half precision.
 
         Raises:
-            ValueError: if weights below the head do not fit the checkpoint's configuration, or were damaged.
+            ValueError: if weights below the head do not fit the checkpoint's configuration, or are damaged.
         """
         settings.setdefault("dtype", torch.float32)
         if self.model is not None:
             refuse_damaged(Path(self.model))
             options = {"ignore_mismatched_sizes": True, "output_loading_info": True, **settings}
             model, report = kind.from_pretrained(self.model, **options)
-            # A classifier of other classes may be gone on with: its head alone does not fit, and starts anew.
+            # Training may continue from a classifier of other classes: only its head mismatches, and is reinitialised.
             misfits = [key for key, *_ in report["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}.")]
             if misfits:
                 raise ValueError(f"The weights of '{self.model}' do not fit its config.json: {shown(misfits)}.")
@@ -91,11 +91,11 @@ class ModelArguments:
 
 
 class CalmTrainer(SealingTrainer):
-    """`Trainer` with a learning rate a part, the loss terms by name, and every clip of the other splits scored.
+    """`Trainer` with per-module learning rates, the loss terms by name, and every clip of the other splits scored.
 
-    A run that was interrupted goes on as if it had not been: checkpoints are sealed, the order of the data and the
-    draws of the collator are functions of seed, epoch and row, and evaluation draws nothing from the training's random
-    state. See `guards.py` for what stops a run, or skips a step.
+    An interrupted run resumes as if it had never stopped: checkpoints are sealed, the data order and the random draws
+    of the collator are functions of seed, epoch and row, and evaluation does not touch the training's random state.
+    See `guards.py` for what stops a run or skips a step.
 
     Args:
         data_collator: for training; called with rows and a `numpy.random.Generator`, see [`SeededCollator`].
@@ -103,7 +103,7 @@ class CalmTrainer(SealingTrainer):
         args, kwargs: those of `Trainer`.
 
     Raises:
-        ValueError: if there are fewer training clips than a batch holds, while incomplete batches are dropped.
+        ValueError: if the training split is smaller than one batch and incomplete batches are dropped.
     """
 
     def __init__(self, *args, data_collator, eval_collator, **kwargs):
@@ -125,7 +125,7 @@ class CalmTrainer(SealingTrainer):
             )
 
     def _callback(self, kind: type):
-        """The callback of a kind; resuming replaces those whose state is restored."""
+        """The current callback of a class; resuming replaces those whose state is restored."""
         return next((callback for callback in self.callback_handler.callbacks if isinstance(callback, kind)), None)
 
     def create_optimizer(self, model=None):
@@ -135,7 +135,7 @@ class CalmTrainer(SealingTrainer):
             groups = defaultdict(list)
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    # Scalars and vectors are gains, biases and learned placeholders, which have no business at zero.
+                    # Scalars and vectors are gains, biases and learned placeholders, which should not decay to zero.
                     groups[self._rate(name), name in decayed and parameter.ndim > 1].append(parameter)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = kind(
@@ -159,7 +159,7 @@ class CalmTrainer(SealingTrainer):
             return super().train(*args, **kwargs)
 
     def get_train_dataloader(self):
-        if isinstance(self.train_dataset, IterableDataset):  # a stream, which is split among the ranks already
+        if isinstance(self.train_dataset, IterableDataset):  # a stream, already split among the ranks
             self.train_dataset.batch_size = self._train_batch_size  # which `auto_find_batch_size` lowers
             fused = any(parameter.requires_grad for parameter in self.model.calm.text_model.parameters())
             limit = self.model.calm.max_tokens() if fused else None
@@ -176,18 +176,18 @@ class CalmTrainer(SealingTrainer):
     def _get_train_sampler(self, *args):
         sampler = super()._get_train_sampler(*args)
         if isinstance(sampler, LengthGroupedSampler):
-            # It would draw from the state of the dropout, which no other rank and no resumed run has at that point.
+            # It would use the RNG of dropout, whose state differs on other ranks and in a resumed run.
             sampler.generator = self._order = torch.Generator()
         return sampler
 
     def _run_epoch(self, **kwargs):
         early = self._callback(EarlyStoppingCallback)
-        if early is not None:  # which brings the patience that it had when it was saved
+        if early is not None:  # restored with the patience that it was saved with
             early.early_stopping_patience = self.args.early_stopping_patience
         if self.state.global_step >= self.state.max_steps or (
             early is not None and early.early_stopping_patience_counter >= early.early_stopping_patience
         ):
-            self.control.should_training_stop = True  # a run that was interrupted when it was over trains no more
+            self.control.should_training_stop = True  # a run interrupted after its last step trains no further
             return
         self.data_collator.set_epoch(kwargs["epoch"])
         if self._order is not None:
@@ -204,8 +204,8 @@ class CalmTrainer(SealingTrainer):
 
     @contextmanager
     def _for_scoring(self):
-        # The library would drop the last rows where training drops them, draw the training's augmentation, and shuffle
-        # where training groups clips by length.
+        # The library would drop the last rows if training does, apply the training's augmentation, and shuffle if
+        # training groups clips by length.
         scoring = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
         training = {name: getattr(self.args, name) for name in scoring}
         collator, self.data_collator = self.data_collator, self.eval_collator
@@ -222,10 +222,10 @@ class CalmTrainer(SealingTrainer):
             return super().evaluation_loop(*args, **kwargs)
 
     def finish(self, results: dict) -> None:
-        """Leave a complete run folder: checkpoint, processor, state, `results.json`, and plots with matplotlib.
+        """Complete the run folder: checkpoint, processor, state, `results.json`, and plots if matplotlib is installed.
 
         Raises:
-            CheckpointError: if it cannot be written, as on a full disk.
+            CheckpointError: if it cannot be written, e.g. on a full disk.
         """
         with writing(Path(self.args.output_dir)):
             self.save_model(_internal_call=True)
@@ -234,14 +234,14 @@ class CalmTrainer(SealingTrainer):
             results = {"weights": weights_digest(self.args.output_dir), **results}
             write_json(Path(self.args.output_dir) / "results.json", results)
             self._plot()
-        if self.args.push_to_hub:  # by all ranks; what stands on the disk stays there, whatever the Hub answers
+        if self.args.push_to_hub:  # on all ranks; the local files stay, whatever the Hub answers
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _plot(self) -> None:
         if importlib.util.find_spec("matplotlib") is None:
             logger.info('No plots: they need `pip install -e ".[plot]"`.')
             return
-        from plot_run import plot_run  # asks for matplotlib at once
+        from plot_run import plot_run  # imports matplotlib immediately
 
         plot_run(Path(self.args.output_dir))
 
@@ -260,7 +260,7 @@ class CalmTrainer(SealingTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         encoder = self.model.base_model
         if not any(weight.requires_grad for weight in encoder.parameters()):
-            encoder.eval()  # a head learns on what it will see: dropout alone would widen the deviations
+            encoder.eval()  # train a head on what it will see: dropout alone would inflate the deviations
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self.work.see(inputs)
@@ -269,10 +269,10 @@ class CalmTrainer(SealingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            del logs["loss"]  # which fills the gap of a skipped step with a guess
+            del logs["loss"]  # in which a skipped step is filled with a guess
             logs |= self.terms.report(self.args.device)
             if "audio_text_loss" in logs:
-                # A model that knows nothing has this loss: the contrast among a batch of equal candidates.
+                # The loss of a model that knows nothing: all candidates of a batch are equally likely.
                 logs["chance_loss"] = round(
                     math.log(self.args.per_device_train_batch_size * self.accelerator.num_processes), 4
                 )

@@ -1,4 +1,4 @@
-"""CALM: contrastive aligned audio-language representations. Importing registers classes and pipeline."""
+"""CALM: contrastive aligned audio-language representations. Importing registers the classes and the pipeline."""
 
 from collections import OrderedDict
 
@@ -33,12 +33,12 @@ AutoProcessor.register(CalmConfig, CalmProcessor, exist_ok=True)
 
 
 class AutoModelForAudioTextClassification(_BaseAutoModelClass):
-    """The class that a checkpoint was saved from: none of its heads is lost, and none starts from random numbers."""
+    """Loads the class that a checkpoint was saved from, so that no head is dropped or randomly initialised."""
 
     _model_mapping = _LazyAutoMapping(OrderedDict(), OrderedDict())
 
 
-# Among several classes, an Auto class takes the one that the checkpoint names in `architectures`.
+# Given several classes, an Auto class picks the one named in the checkpoint's `architectures`.
 AutoModelForAudioTextClassification.register(
     CalmConfig, (CalmForSequenceClassification, CalmForPreTraining, CalmModel), exist_ok=True
 )
@@ -49,7 +49,7 @@ PIPELINE_REGISTRY.register_pipeline(
     type="multimodal",
 )
 
-# Saving a registered class copies its source beside the weights, which is what `trust_remote_code=True` loads.
+# Saving a registered class copies its source next to the weights, for `trust_remote_code=True` to load.
 CalmAudioConfig.register_for_auto_class()
 CalmConfig.register_for_auto_class()
 CalmAudioModel.register_for_auto_class("AutoModel")

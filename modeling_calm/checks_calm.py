@@ -1,4 +1,4 @@
-"""What a configuration refuses: settings that it does not have, and those of a newer package."""
+"""Configuration checks: reject unknown settings, and configurations written by a newer package."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-# Raised when a field changes its meaning, so that an older package refuses a newer checkpoint rather than misread it.
+# Incremented when a field changes meaning, so that an older package rejects a newer checkpoint, not misreads it.
 CONFIG_VERSION = 1
 
-# What `PreTrainedConfig`, `from_pretrained` and `Trainer` take or write besides its declared fields.
+# Keywords that `PreTrainedConfig`, `from_pretrained` and `Trainer` accept or write besides the declared fields.
 LIBRARY_KEYWORDS = {
     "attn_implementation", "auto_map", "bos_token_id", "custom_pipelines", "eos_token_id", "experts_implementation",
     "model_type", "name_or_path", "num_labels", "output_attentions", "pad_token_id", "quantization_config",
@@ -18,14 +18,14 @@ LIBRARY_KEYWORDS = {
     "_commit_hash", "_name_or_path",
 }  # fmt: skip
 
-RESEMBLANCE = 0.85  # of a misspelt setting to the one that was meant, by `difflib`
+RESEMBLANCE = 0.85  # `difflib` similarity of a misspelt setting to the intended one
 
 
 def check_keywords(config: PreTrainedConfig, keywords: Iterable[str]) -> None:
-    """Refuse a keyword that no field takes: the library would store a typo silently and train with the default.
+    """Reject keywords that are not fields: the library would silently store a typo and train with the default.
 
-    Where `model_type` is among them, a configuration wrote them, and whatever else was put on it may stand there: only
-    what resembles a setting is refused then.
+    If `model_type` is among them, they come from a saved configuration, which may hold arbitrary extra attributes:
+    then only those that resemble a setting are rejected.
 
     Raises:
         ValueError: names the unknown keyword and the nearest valid one.
@@ -40,32 +40,32 @@ def check_keywords(config: PreTrainedConfig, keywords: Iterable[str]) -> None:
 
 
 class RefusesTypos:
-    """`from_pretrained` of the configurations, which the library lets ignore what it does not know."""
+    """Mixin that makes a configuration's `from_pretrained` reject misspelt settings, which the library ignores."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration of a `config.json`, changed by the keywords given.
+        """Build the configuration from a `config.json`, with keywords as overrides.
 
-        The Auto classes hand on keywords that are meant for a tokenizer or for the loading of weights, so only those
-        that resemble a setting are refused.
+        The Auto classes pass on keywords meant for the tokenizer or for loading weights, so only those that resemble a
+        setting are rejected.
 
         Raises:
-            ValueError: names a keyword that is a setting misspelt, and the setting.
-            StrictDataclassClassValidationError: for a setting that does not fit the others.
+            ValueError: if a keyword is a misspelt setting; names both.
+            StrictDataclassClassValidationError: if a setting is inconsistent with the others.
         """
         returns_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
-        config.validate()  # the library puts keywords on a configuration that was checked without them
+        config.validate()  # the library sets the keywords only after validation
         known = [field.name for field in fields(config)]
         check_keywords(config, [name for name in unused if difflib.get_close_matches(name, known, cutoff=RESEMBLANCE)])
         return (config, unused) if returns_unused else config
 
 
 def check_version(config: PreTrainedConfig) -> None:
-    """Refuse a configuration written by a newer package.
+    """Reject a configuration written by a newer package.
 
     Raises:
-        ValueError: if `config_version` is above the version this package knows.
+        ValueError: if `config_version` is newer than this package knows.
     """
     if config.config_version > CONFIG_VERSION:
         raise ValueError(

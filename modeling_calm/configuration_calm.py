@@ -1,6 +1,6 @@
 """Configurations of CALM: `CalmAudioConfig` for SpecTran alone, `CalmConfig` for SpecTran and a language model.
 
-The numbers here are our own choice wherever the paper (arXiv 2202.03587) is silent, which is everywhere but the
+The defaults are our own choice wherever the paper (arXiv 2202.03587) is silent, which is everywhere but the
 structure: linearised spectrogram patches, a Spectral Transformer, a pretrained language model.
 """
 
@@ -34,26 +34,26 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
         hidden_size (`int`, *optional*, defaults to 768):
             Width of SpecTran.
         num_hidden_layers (`int`, *optional*, defaults to 4):
-            Layers inside each window of sub-tokens.
+            Layers within each window of sub-tokens.
         num_context_layers (`int`, *optional*, defaults to 8):
             Layers across the acoustic tokens of a clip; 0 leaves each token without context.
         sliding_window (`int`, *optional*, defaults to 256):
-            Acoustic tokens to either side that a context layer sees, about a minute: for each second an hour then
-            costs no more than a minute.
+            Acoustic tokens on either side that a context layer attends to, about a minute: the cost per second of
+            audio is then the same for an hour as for a minute.
         num_attention_heads (`int`, *optional*, defaults to 12):
             Heads of every layer and of the attentive pooling. Divides `hidden_size`.
         intermediate_size (`int`, *optional*, defaults to 3072):
-            Width of the feed-forward part.
+            Width of the feed-forward network.
         hidden_act (`str`, *optional*, defaults to `"gelu"`):
-            Activation of the feed-forward part.
+            Activation of the feed-forward network.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
-            Dropout of the embeddings and of each residual branch.
+            Dropout on the embeddings and each residual branch.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout of the attention probabilities.
+            Dropout on the attention probabilities.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of the layer normalisations.
         rope_theta (`float`, *optional*, defaults to 10000.0):
-            Base of the rotary positions of the context layers.
+            Base of the rotary position embeddings of the context layers.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights.
         config_version (`int`, *optional*):
@@ -95,7 +95,7 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
     config_version: int = CONFIG_VERSION
 
     def __post_init__(self, **kwargs):
-        check_version(self)  # first: what is a typo to this version may be a setting of a newer one
+        check_version(self)  # first: an unknown keyword may be a setting of a newer version
         check_keywords(self, kwargs)
         super().__post_init__(**kwargs)
         self.auto_map = {
@@ -105,7 +105,7 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
         }
 
     def validate_geometry(self) -> None:
-        """Patches tile the mel bins, tokens tile the patches, heads tile the width."""
+        """Check that patches tile the mel bins and the token, and that heads tile the width."""
         for whole, part in (
             ("num_mel_bins", "patch_bins"),
             ("token_frames", "patch_frames"),
@@ -133,17 +133,17 @@ class CalmAudioConfig(RefusesTypos, PreTrainedConfig):
 
     @property
     def patches_per_token(self) -> int:
-        """Patches in the window of an acoustic token, `S`."""
+        """Patches in an acoustic token's window, `S`."""
         return (self.token_frames // self.patch_frames) * (self.num_mel_bins // self.patch_bins)
 
     @property
     def pooler_size(self) -> int:
-        """Width of SpecTran's `pooler_output`: mean and deviation of windows and of states."""
+        """Width of SpecTran's `pooler_output`: mean and standard deviation of windows and of states."""
         return 4 * self.hidden_size
 
     @property
     def seconds_per_token(self) -> float:
-        """Duration of the window of an acoustic token in seconds."""
+        """Duration of an acoustic token's window in seconds."""
         return self.token_frames * self.hop_length / self.sampling_rate
 
 
@@ -158,34 +158,34 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
             The language model: any encoder of transformers whose forward takes `inputs_embeds` and
             `attention_mask`. Defaults to BERT.
         audio_text_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the contrast between pooled acoustic tokens and the text target. 0 leaves a term uncomputed.
+            Weight of the contrastive loss between pooled acoustic tokens and the text target. A term of weight 0 is
+            not computed.
         audio_audio_loss_weight (`float`, *optional*, defaults to 0.1):
-            Weight of the contrast between neighbouring windows.
+            Weight of the contrastive loss between neighbouring windows.
         transcript_loss_weight (`float`, *optional*, defaults to 0.0):
-            Weight of the contrast between single acoustic tokens and the wordpieces of the transcript, in its order.
-            Our own addition to the method, and therefore not used unless asked for.
+            Weight of the loss that aligns single acoustic tokens with the transcript's wordpieces, in order (CTC). Our
+            own addition to the method, therefore off by default.
         masked_language_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of masked language modelling with the audio in view.
+            Weight of masked language modelling conditioned on the audio.
         masked_acoustic_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the contrastive prediction of masked acoustic tokens.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
-            Initial logarithm of the contrastive scale; 2.6592 is ln(1 / 0.07).
+            Initial logarithm of the contrastive logit scale; 2.6592 is ln(1 / 0.07).
         contrastive_chunk_size (`int`, *optional*):
-            Clips whose activations are held at once while the contrastive terms are computed; the rest is recomputed
-            in the backward pass. `None` holds the whole batch.
+            Clips whose activations are in memory at once while the contrastive terms are computed; they are recomputed
+            in the backward pass. `None` keeps the whole batch in memory.
         special_token_ids (`list[int]`, *optional*):
-            Ids that the text target leaves out ([CLS], [SEP], ...). `from_text_pretrained` fills it.
+            Token ids excluded from the text target ([CLS], [SEP], ...). Set by `from_text_pretrained`.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
             Dropout before the classifier.
         modalities (`str`, *optional*, defaults to `"both"`):
-            What a classifier was trained on, `"audio"` or `"text"` where it was one alone. The pipeline leaves out the
-            other.
+            What a classifier was trained on: `"both"`, `"audio"` or `"text"`. The pipeline ignores the other modality.
         class_weights (`list[float]`, *optional*):
-            Weight of each class in the single-label and multi-label losses, for unbalanced labels.
+            Weight of each class in the single-label and multi-label losses, for imbalanced labels.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
             `"mse"`, or `"ccc"` for one minus the concordance correlation coefficient.
         tie_word_embeddings (`bool`, *optional*, defaults to `True`):
-            Whether the masked-language head shares the word embeddings.
+            Whether the masked-language head is tied to the word embeddings.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the heads.
         config_version (`int`, *optional*):
@@ -250,7 +250,7 @@ class CalmConfig(RefusesTypos, PreTrainedConfig):
         }
 
     def validate_objectives(self) -> None:
-        """No weight is negative, a chunk holds at least one clip, the problem is known, each label has a weight."""
+        """Check loss weights, the chunk size, the problem type and the number of class weights."""
         for name in ("audio_text", "audio_audio", "transcript", "masked_language", "masked_acoustic"):
             if getattr(self, f"{name}_loss_weight") < 0:
                 raise ValueError(f"`{name}_loss_weight` cannot be negative.")

@@ -1,4 +1,4 @@
-"""What a model refuses: a language model that cannot read acoustic tokens, inputs that would be left out unseen."""
+"""Model checks: reject unsuitable language models, and inputs that would otherwise be silently ignored."""
 
 import difflib
 import inspect
@@ -10,15 +10,15 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import TransformersKwargs
 
-# Encoders of which the library has a causal form and no masked one.
+# Encoders for which the library has a causal-LM class but no masked-LM class.
 BIDIRECTIONAL = {"bert-generation", "xlnet"}
 
 
 def check_language_model(config: PreTrainedConfig, kind: type) -> None:
-    """Refuse what cannot read acoustic tokens beside words, padded, each in view of all others.
+    """Reject a language model that cannot attend bidirectionally to padded words and acoustic tokens.
 
     Raises:
-        ValueError: for a decoder, an encoder with a decoder, and a model without `inputs_embeds` or `attention_mask`.
+        ValueError: for a decoder, an encoder-decoder, or a model without `inputs_embeds` or `attention_mask`.
     """
     name, taken = config.model_type, inspect.signature(kind.forward).parameters
     causal = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -32,17 +32,17 @@ def check_language_model(config: PreTrainedConfig, kind: type) -> None:
 
 
 def check_names(call: Callable, keywords: dict[str, Any]) -> None:
-    """Refuse an input of a name that the method does not have, such as a mask misspelt: it would be left out unseen.
+    """Reject an input unknown to the method, such as a misspelt mask, which would be silently ignored.
 
     Args:
-        call: the method of a model.
-        keywords: what it was given beyond its own parameters.
+        call: a method of a model.
+        keywords: the arguments it received beyond its own parameters.
 
     Raises:
-        TypeError: names it and the nearest parameter.
+        TypeError: names the input and the nearest parameter.
     """
     for name, value in keywords.items():
-        # Adapter libraries hand on a None.
+        # Adapter libraries pass arguments that are None.
         if value is not None and name not in TransformersKwargs.__annotations__ and not name.startswith("output_"):
             nearest = difflib.get_close_matches(name, inspect.signature(call).parameters, n=1)
             hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
@@ -50,7 +50,7 @@ def check_names(call: Callable, keywords: dict[str, Any]) -> None:
 
 
 def check_shapes(input_ids: torch.Tensor, **beside: torch.Tensor | None) -> None:
-    """Refuse `attention_mask` and `token_type_ids` that do not fit `input_ids` (B, L).
+    """Reject `attention_mask` and `token_type_ids` whose shape is not that of `input_ids` (B, L).
 
     Raises:
         ValueError: names the shapes.

@@ -1,6 +1,6 @@
-"""The transformer layer of SpecTran, inside the windows and across them.
+"""SpecTran's transformer layer, used within windows and across them.
 
-Dimensions: B clips, S patches in an acoustic token, T acoustic tokens, W real windows, N real tokens of a batch.
+Dimensions: B clips, S patches in an acoustic token, T acoustic tokens, W real windows, N real tokens in a batch.
 """
 
 from collections.abc import Callable
@@ -35,22 +35,22 @@ def eager_attention_forward(
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs (i, i + half) of (..., T, width) by the angles of their place: Su et al. 2021, eq. 34.
+    """Rotate the channel pairs (i, i + half) of (..., T, width) by their position's angles: Su et al. 2021, eq. 34.
 
-    The angles are float32; what is turned keeps its type, which under autocast must be that of the values.
+    The angles are float32; `states` keep their dtype, which under autocast must match that of the values.
     """
     first, second = states.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
 
 
 class TokenPlaces(NamedTuple):
-    """Where the tokens of all clips, packed as (N, hidden), stand in the rectangle (B, T, hidden).
+    """Positions of the tokens of all clips, packed as (N, hidden), in the padded tensor (B, T, hidden).
 
     Attributes:
-        index: (N,) long, the tokens' places in the rectangle's rows laid end to end; whoever looks for them does it
-            once, for it counts them, which makes a GPU wait and breaks a compiled graph.
+        index: (N,) long, the tokens' positions in the flattened (B * T) rows; computed only once, as finding them
+            synchronises the GPU and breaks a compiled graph.
         shape: (B, T).
-        block: tokens in a block, of which each is compared with itself and the two beside it; None for no blocks.
+        block: tokens per block; each block attends to itself and its two neighbours. None for no blocks.
     """
 
     index: torch.Tensor
@@ -68,7 +68,7 @@ class TokenPlaces(NamedTuple):
 
 
 def cut(states: torch.Tensor, block: int, beside: int = 0) -> torch.Tensor:
-    """(B, T, ...) to K blocks of each row, `beside` more places at either end: (B, K, block + 2 * beside, ...)."""
+    """(B, T, ...) to K blocks per row, `beside` more positions on either side: (B, K, block + 2 * beside, ...)."""
     length = states.shape[1]
     blocks = -(-length // block)
     around = (0, 0) * (states.dim() - 2) + (beside, beside + blocks * block - length)
@@ -76,9 +76,9 @@ def cut(states: torch.Tensor, block: int, beside: int = 0) -> torch.Tensor:
 
 
 def block_mask(mask: torch.Tensor, block: int) -> torch.Tensor:
-    """(B, T) bool, which places are real, to (B * K, 1, block, 3 block), which place of a block sees which around it.
+    """(B, T) bool mask of real positions to the (B * K, 1, block, 3 block) mask of what each position attends to.
 
-    Those at most `block` away. Each sees itself, real or not: a softmax over nothing would be NaN.
+    Real positions at most `block` away, and itself, real or not: a softmax over nothing would be NaN.
     """
     offsets = torch.arange(3 * block, device=mask.device) - block - torch.arange(block, device=mask.device)[:, None]
     seen = cut(mask, block, beside=block).unsqueeze(-2) & (offsets.abs() <= block) | (offsets == 0)
@@ -88,8 +88,8 @@ def block_mask(mask: torch.Tensor, block: int) -> torch.Tensor:
 class CalmAudioAttention(nn.Module):
     """Self-attention among the sub-tokens of each window, (W, S, hidden), or among the tokens of each clip.
 
-    The tokens of all clips come packed, (N, hidden), with their places in the clips: only what compares them needs the
-    rectangle (B, T), and projections are not wasted on padding.
+    The tokens of all clips come packed, (N, hidden), with their positions in the clips: only attention itself needs
+    the padded layout (B, T), and no projection is wasted on padding.
     """
 
     def __init__(self, config: CalmAudioConfig):
@@ -132,7 +132,7 @@ class CalmAudioAttention(nn.Module):
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         if places is not None:
-            kwargs["sliding_window"] = self.config.sliding_window + 1  # flash attention has no mask; it counts itself
+            kwargs["sliding_window"] = self.config.sliding_window + 1  # flash has no mask; counts the token itself
         output, weights = attention(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
@@ -143,7 +143,7 @@ class CalmAudioAttention(nn.Module):
 
 
 class CalmAudioMLP(nn.Module):
-    """Feed-forward part of a layer."""
+    """Feed-forward network of a layer."""
 
     def __init__(self, config: CalmAudioConfig):
         super().__init__()
@@ -156,7 +156,7 @@ class CalmAudioMLP(nn.Module):
 
 
 class CalmAudioLayer(GradientCheckpointingLayer):
-    """Transformer layer, normalised before each part."""
+    """Pre-norm transformer layer."""
 
     def __init__(self, config: CalmAudioConfig):
         super().__init__()

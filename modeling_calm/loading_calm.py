@@ -1,6 +1,6 @@
-"""Loading and saving: a checkpoint whole or not at all, and the way from a pretrained language model.
+"""Loading and saving: complete checkpoints only, and initialisation from a pretrained language model.
 
-No weight that a checkpoint should hold may start from random numbers unnoticed.
+No weight that a checkpoint should hold may be randomly initialised unnoticed.
 """
 
 from collections.abc import Iterable
@@ -13,28 +13,28 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from .configuration_calm import CalmAudioConfig, CalmConfig
 
-# What `from_text_pretrained` hands to the loading of the language model instead of to the configuration.
+# Keywords that `from_text_pretrained` uses to load the language model instead of passing them to the configuration.
 LOADING_KEYWORDS = (
     "revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "trust_remote_code", "dtype",
 )  # fmt: skip
 
 
 def shown(keys: Iterable[str]) -> str:
-    """The first of many names."""
+    """The first four names and the number of the others."""
     keys = sorted(keys)
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
 def check_weights(model: PreTrainedModel, report: dict, name: str | PathLike) -> None:
-    """Refuse a checkpoint that lacks weights of its own model.
+    """Reject a checkpoint that lacks weights of its own model.
 
-    A new head on the weights of another class is how fine-tuning begins, and the library names it in a warning. But
-    the head of the very class that was saved, or a part of the model below the head, is missing by mistake.
+    A new head on the weights of another class is how fine-tuning begins, and the library warns about it. But a missing
+    head of the class that was saved, or a missing part of the base model, is a mistake.
 
     Args:
         model: the model as loaded.
         report: the library's loading info.
-        name: where it came from.
+        name: where the checkpoint came from.
 
     Raises:
         RuntimeError: names the missing keys.
@@ -54,10 +54,10 @@ def check_weights(model: PreTrainedModel, report: dict, name: str | PathLike) ->
 
 
 def check_devices(model: PreTrainedModel) -> None:
-    """Refuse a model without a head that was spread over several accelerators: its parts share tensors.
+    """Reject a model without a head that is split across accelerators: its parts share tensors.
 
     Raises:
-        ValueError: names the devices, and the way to load it on one.
+        ValueError: names the devices, and how to load it on one.
     """
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()} - {"cpu", "disk"}
     if len(places) > 1 and not hasattr(model, model.base_model_prefix):
@@ -68,7 +68,7 @@ def check_devices(model: PreTrainedModel) -> None:
 
 
 class CheckedLoading:
-    """`from_pretrained` of the models, with an error where the library starts weights anew or says too little."""
+    """Mixin whose `from_pretrained` raises where the library reinitialises weights or says too little."""
 
     @classmethod
     def from_pretrained(
@@ -79,13 +79,13 @@ class CheckedLoading:
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Load a checkpoint; arguments as in `PreTrainedModel.from_pretrained`, and safetensors alone by default.
+        """Load a checkpoint; arguments as in `PreTrainedModel.from_pretrained`, but only safetensors by default.
 
         Raises:
             OSError: if there is no checkpoint, its files are truncated or corrupt, or its weights are pickled.
-            RuntimeError: if the weights do not fit the configuration, or lack what the model should hold: any part
-                below the head, and the head too if the checkpoint was saved from this class.
-            ValueError: if a `device_map` spread a model without a head over several accelerators.
+            RuntimeError: if the weights do not fit the configuration, or some are missing: any of the base model's,
+                and the head's too if the checkpoint was saved from this class.
+            ValueError: if a `device_map` splits a model without a head across accelerators.
         """
         name = pretrained_model_name_or_path
         load = super().from_pretrained
@@ -111,22 +111,22 @@ class CheckedLoading:
         if name is not None:
             check_weights(model, report, name)
         check_devices(model)
-        model.freeze_idle()  # the library makes every weight anew, as one to train
+        model.freeze_idle()  # the library recreates every weight as trainable
         return (model, report) if output_loading_info else model
 
     def freeze_idle(self) -> None:
-        """Leave out of training what the configuration leaves without a use; here nothing."""
+        """Freeze the parameters that the configuration leaves unused; none here."""
 
 
 class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
-    """What the models around a language model share."""
+    """Base class of the models that contain a language model."""
 
     config_class = CalmConfig
     base_model_prefix = "calm"
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
-    # Whole on one device below a head: the device map of a module that is split leaves out that module's own buffers.
+    # On one device when below a head: the device map of a module that is split omits the module's own buffers.
     _no_split_modules = ["CalmModel"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -134,9 +134,9 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
     _supports_attention_backend = True
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
-        """Save as `PreTrainedModel` does, with the source of this class also where FSDP2 has sharded the model.
+        """Save as `PreTrainedModel` does, with the source of this class even if FSDP2 has sharded the model.
 
-        A sharded model is of a class of FSDP2's making, derived from ours, whose source would travel instead.
+        FSDP2 gives a sharded model a class derived from ours, whose source would otherwise be saved instead.
         """
         current = type(self)
         if current.__name__.startswith("FSDP"):
@@ -159,28 +159,28 @@ class CalmPreTrainedModel(CheckedLoading, PreTrainedModel):
         """Start from a pretrained language model, with a new SpecTran in front of it.
 
         Args:
-            name_or_path (`str`): folder or Hub repository of an encoder of transformers and its tokenizer.
+            name_or_path (`str`): folder or Hub repository of a transformers encoder and its tokenizer.
             audio_config (`CalmAudioConfig` or `dict`, *optional*): SpecTran.
             kwargs: settings of [`CalmConfig`]; `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`,
-                `force_download`, `trust_remote_code` and `dtype` go to the loading of the language model.
+                `force_download`, `trust_remote_code` and `dtype` are used to load the language model.
 
         Returns:
             The model in evaluation mode, as from `from_pretrained`.
 
         Raises:
-            ValueError: for `quantization_config`: weights are quantised when a checkpoint is loaded.
+            ValueError: if `quantization_config` is given: only a trained checkpoint can be quantised, on loading.
         """
         if kwargs.get("quantization_config") is not None:
             raise ValueError(
                 "SpecTran is new here and has to be trained before it is quantised. Save the model, and give"
                 " `quantization_config` to `from_pretrained`."
             )
-        if "torch_dtype" in kwargs:  # the library's older word
+        if "torch_dtype" in kwargs:  # the library's older name
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
         loading = {name: kwargs.pop(name) for name in LOADING_KEYWORDS if name in kwargs}
         text_model = AutoModel.from_pretrained(name_or_path, **loading)
         if path.isdir(name_or_path):
-            text_model.config._name_or_path = ""  # a folder of this machine has no place in a checkpoint
+            text_model.config._name_or_path = ""  # a local path does not belong in a checkpoint
         loading.pop("dtype", None)
         if kwargs.get("special_token_ids") is None:
             kwargs["special_token_ids"] = sorted(

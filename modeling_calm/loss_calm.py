@@ -1,8 +1,8 @@
-"""The loss terms of CALM, exact over any number of ranks; and that of a classifier, over the clips of its own rank.
+"""CALM's pretraining losses, exact over any number of ranks, and its classification loss, over each rank's own clips.
 
-Every term of pretraining is a sum over items divided by the number of items on all ranks. A rank sums its own items
-against the keys of all ranks and multiplies by the number of ranks; data-parallel training averages the ranks'
-gradients, which gives the gradient of one process that holds the whole batch.
+Every pretraining term is a sum over items divided by the number of items on all ranks. A rank sums its own items
+against the keys of all ranks and multiplies by the number of ranks; data-parallel training then averages the gradients
+over ranks, which yields the gradient of a single process with the whole batch.
 
 Dimensions: N queries, K keys, E width of the embeddings.
 """
@@ -21,11 +21,11 @@ from transformers.utils.generic import maybe_autocast
 
 logger = logging.get_logger(__name__)
 
-MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which the contrast turns unstable (Radford et al. 2021, section 2.5)
+MAX_LOGIT_SCALE = 4.6052  # ln 100, beyond which training is unstable (Radford et al. 2021, section 2.5)
 
 
 def num_ranks() -> int:
-    """Processes that train together; 1 outside distributed training."""
+    """The world size; 1 outside distributed training."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -40,14 +40,14 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # what came in may serve other branches too
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # other branches may share the incoming one
         dist.all_reduce(gradient)
         size = len(gradient) // dist.get_world_size()
         return gradient[dist.get_rank() * size :][:size]
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(N, ...) of every rank, N free to differ, as (sum of N, ...) in the order of the ranks, with gradient."""
+    """Concatenate the (N, ...) of all ranks, whose N may differ, to (sum of N, ...) in rank order, with gradient."""
     if num_ranks() == 1:
         return rows
     counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(num_ranks())]
@@ -59,7 +59,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def largest_over_ranks(count: int, device: torch.device) -> int:
-    """The largest `count` of all ranks."""
+    """The largest `count` over all ranks."""
     if num_ranks() == 1:
         return count
     largest = torch.tensor(count, device=device)
@@ -68,32 +68,32 @@ def largest_over_ranks(count: int, device: torch.device) -> int:
 
 
 def gather_ids(ids: torch.Tensor) -> torch.Tensor:
-    """(N, L) token ids of every rank, -1 for padding on either side, as (sum of N, longest L), padded on the right."""
+    """Gather (N, L) token ids of all ranks, padded with -1 on either side, to (sum of N, longest L), right-padded."""
     ids = ids.gather(1, (ids < 0).long().argsort(dim=1, stable=True))
     longest = largest_over_ranks(ids.shape[1], ids.device)
     return gather_rows(nn.functional.pad(ids, (0, longest - ids.shape[1]), value=-1))
 
 
 def mean_over_ranks(total: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
-    """This rank's share of a mean over the items of all ranks; zero, and still in the graph, without any item."""
+    """This rank's share of a mean over the items of all ranks; zero, but still in the graph, without items."""
     if isinstance(count, torch.Tensor):
         count = count.to(torch.float32, copy=True)
     else:
-        count = total.new_full((), count, dtype=torch.float32)  # not `torch.tensor`, which compiles for one count only
+        count = total.new_full((), count, dtype=torch.float32)  # not `torch.tensor`, which recompiles for each count
     if num_ranks() > 1:
         dist.all_reduce(count)
     return total * num_ranks() / count.clamp(min=1)
 
 
 def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
-    """(1,) what a learned logarithm multiplies cosines by, in float32."""
+    """The factor (1,) on cosines: the exponential of its learned logarithm, capped at 100, in float32."""
     return logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
 
 
 def scaled_cosines(queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """(..., N, K) logits `scale * <query, key>` in float32, also under autocast.
 
-    At a scale of 100 bfloat16 would round them to steps of 0.5.
+    At a scale of 100, bfloat16 would round them to steps of 0.5.
     """
     with maybe_autocast(queries.device.type, enabled=False):
         return scale.float() * queries.float() @ keys.float().mT
@@ -105,10 +105,10 @@ def in_tiles(
     rows: tuple[torch.Tensor, ...],
     shared: tuple[torch.Tensor, ...],
 ) -> list[torch.Tensor]:
-    """What a function gives for `tile_size` rows at a time, computed again in the backward pass; all at once for None.
+    """Apply a function to `tile_size` rows at a time, recomputed in the backward pass; to all at once if None.
 
-    The function draws no random numbers. Every tile is called with what is `shared`: tensors that the function merely
-    enclosed would stay in memory even inside of a larger part that is recomputed itself.
+    The function must draw no random numbers. It receives the `shared` tensors with every tile: captured in its
+    closure, they would stay in memory even inside a larger checkpointed part.
     """
     if tile_size is None or len(rows[0]) <= tile_size:
         return [function(*rows, *shared)]
@@ -136,7 +136,7 @@ def contrast(
         query_groups: (N,) long; a query's positives are the keys of its group.
         key_groups: (K,) long.
         scale: scalar, the inverse temperature.
-        tile_size: rows of the N x K matrix held at once; the rest is recomputed in the backward pass.
+        tile_size: rows of the N x K matrix in memory at once; they are recomputed in the backward pass.
 
     Returns:
         Scalar sum; divide by the number of queries.
@@ -164,14 +164,14 @@ def audio_text_loss(
     tile_size: int | None,
     gather: bool,
 ) -> torch.Tensor:
-    """Contrast between clips and transcripts, the mean of both directions; equal transcripts are positives.
+    """Contrastive loss between clips and transcripts, the mean of both directions; equal transcripts are positives.
 
     Args:
         audio, text: (N, E), L2-normalised; row i of both belongs to one clip.
-        ids: (N, L) unmasked token ids, which tell which transcripts are equal.
+        ids: (N, L) unmasked token ids, used to find equal transcripts.
         scale: scalar, the inverse temperature.
         tile_size: see `contrast`.
-        gather: whether the keys of all ranks are used.
+        gather: whether to use the keys of all ranks.
     """
     rank, keys_audio, keys_text, all_ids = 0, audio, text, ids
     if gather and num_ranks() > 1:
@@ -188,13 +188,13 @@ def audio_text_loss(
 def pair_loss(
     queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, tile_size: int | None, gather: bool
 ) -> torch.Tensor:
-    """InfoNCE in which key i is the only positive of query i, among the keys of all ranks when `gather`.
+    """InfoNCE in which key i is the only positive of query i, among the keys of all ranks if `gather`.
 
     Args:
         queries, keys: (N, E), L2-normalised.
         scale: scalar, the inverse temperature.
         tile_size: see `contrast`.
-        gather: whether the keys of all ranks are used.
+        gather: whether to use the keys of all ranks.
     """
     first = 0
     if gather and num_ranks() > 1:
@@ -207,10 +207,10 @@ def pair_loss(
 
 
 def concordance_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """One minus the concordance correlation coefficient (Lin 1989), the mean over the targets.
+    """One minus the concordance correlation coefficient (Lin 1989), averaged over the targets.
 
     Args:
-        predictions, targets: (N, K). Of one clip the loss is 1 and its gradient 0, whatever is predicted.
+        predictions, targets: (N, K). For a single clip the loss is 1 and its gradient 0, whatever the predictions.
     """
     if len(predictions) < 2 and predictions.requires_grad:
         logger.warning_once("A batch of one clip has no concordance: nothing is learned of it. Raise the batch size.")
@@ -222,9 +222,9 @@ def concordance_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """The loss of `config.problem_type`, which is guessed from the labels and kept, as in transformers, where unset.
+    """The loss of `config.problem_type`, which, as in transformers, is inferred from the labels and stored if unset.
 
-    One guess is ours: with `regression_loss="ccc"` fractional labels are regression targets, not several classes.
+    One rule is ours: with `regression_loss="ccc"`, float labels are regression targets, not multi-label ones.
 
     Args:
         logits: (B, K).

@@ -1,7 +1,7 @@
-"""CALM: spectrogram patches to acoustic tokens in a language model's embedding space, and on through that model.
+"""CALM: maps spectrogram patches to acoustic tokens in a language model's embedding space, for that model to read.
 
 Method: Sachidananda et al., "CALM: Contrastive Aligned Audio-Language Multirate and Multimodal Representations", arXiv
-2202.03587. Everything finer than the abstract is our own choice.
+2202.03587. Everything beyond the abstract is our own choice.
 
 Dimensions: B clips, P patches, D values in a patch, S patches in an acoustic token, T acoustic tokens, L lexical
 tokens, N = L + T, H width of the language model, E width of its word embeddings.
@@ -38,15 +38,15 @@ from .outputs_calm import CalmAudioModelOutput, CalmForPreTrainingOutput, CalmMo
 from .reading_calm import CalmTranscriptReader, transcript_losses, transcript_scores
 from .spectran_calm import CalmAudioModel, masked_mean
 
-WINDOWS_AT_ONCE = 1024  # four minutes of audio in the usual geometry: what is held of an hour
-WORDS_AT_ONCE = 1024  # of the wordpieces of a large batch: what each acoustic token is compared with at once
+WINDOWS_AT_ONCE = 1024  # per pass over a long recording; four minutes of audio in the default geometry
+WORDS_AT_ONCE = 1024  # wordpieces of a large batch that acoustic tokens are compared with at once
 
 
 class CalmModel(CalmPreTrainedModel):
-    """SpecTran and a language model that reads its acoustic tokens among the words.
+    """SpecTran and a language model that reads its acoustic tokens alongside words.
 
-    Audio alone, text alone and both work, as do rows of a batch that lack one modality. Before the language model each
-    row is compacted to [real lexical | real acoustic | padding], so that padding cannot move a result.
+    Takes audio, text or both; rows of a batch may lack one modality. Before the language model, each row is compacted
+    to [real lexical | real acoustic | padding], so that padding cannot affect a result.
 
     Example:
 
@@ -95,37 +95,37 @@ class CalmModel(CalmPreTrainedModel):
 
     @torch.no_grad()
     def vocabulary_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean of the word embeddings (E,), and their root-mean-square norm about it, a scalar; both float32."""
+        """Mean of the word embeddings (E,), and their root-mean-square norm once centred, a scalar; both float32."""
         words = self.get_input_embeddings().weight.float()
         mean = words.mean(0)
         return mean, (words - mean).square().sum(-1).mean().sqrt()
 
     @torch.no_grad()
     def describe_vocabulary(self) -> None:
-        """Move the origin of the aligned space to the mean of the word embeddings as they are now.
+        """Set the origin of the aligned space to the mean of the current word embeddings.
 
-        It is taken once, from the pretrained vocabulary, and stays where it is when the embeddings are trained or
-        `resize_token_embeddings` adds or drops some: SpecTran has learned its directions from there. Call this only
-        where SpecTran is yet to be trained.
+        It is computed once, from the pretrained vocabulary, and stays fixed when the embeddings are trained or
+        `resize_token_embeddings` adds or drops some: SpecTran has learned directions relative to it. Call this only
+        before SpecTran is trained.
         """
         mean, norm = self.vocabulary_statistics()
         self.word_embedding_mean.copy_(mean)
         self.word_embedding_norm.copy_(norm)
 
     def embed(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The L2-normalised mean (B, E) of (B, N, E) over real places, zero for a row without any.
+        """The L2-normalised mean (B, E) of (B, N, E) over real positions, zero for a row without any.
 
-        Taken in float32, for float16 has no number small enough to keep a zero from being divided by zero, and given
-        in the type of the weights.
+        Computed in float32, since float16 cannot represent the epsilon that prevents division by zero, and returned in
+        the dtype of the weights.
         """
         return normalize(masked_mean(values.float(), mask), dim=-1).to(self.word_embedding_mean.dtype)
 
     def project(self, states: torch.Tensor, tokens_mask: torch.Tensor) -> torch.Tensor:
-        """(B, T, hidden) acoustic states to (B, T, E) acoustic tokens, relative to the mean of the vocabulary.
+        """(B, T, hidden) acoustic states to (B, T, E) acoustic tokens, relative to the mean word embedding.
 
-        Contrast sees directions only and lets the norm drift, but the language model adds positions to what it is
-        given. So the tokens of a clip get the root-mean-square norm of the word embeddings; which of them weigh more
-        than others, and the direction of their mean, stay. Our choice.
+        The contrastive loss sees only directions and lets norms drift, but the language model adds position embeddings
+        to its inputs. So a clip's tokens are scaled to the root-mean-square norm of the word embeddings; their
+        relative norms and the direction of their mean do not change. Our choice.
         """
         tokens = self.audio_projection(states).masked_fill(~tokens_mask.unsqueeze(-1), 0.0)
         power = masked_mean(tokens.float().square().sum(-1, keepdim=True), tokens_mask)  # (B, 1)
@@ -133,7 +133,7 @@ class CalmModel(CalmPreTrainedModel):
         return (tokens.float() * gain.unsqueeze(1)).to(tokens.dtype)  # a row without audio has a gain beyond float16
 
     def pool_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """The text target (B, E): centred word embeddings averaged over real, not special tokens, L2-normalised."""
+        """The text target (B, E): centred word embeddings averaged over real, non-special tokens, L2-normalised."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = mask.bool()
         for token_id in self.config.special_token_ids or []:
@@ -145,17 +145,17 @@ class CalmModel(CalmPreTrainedModel):
     def get_audio_features(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> CalmAudioModelOutput:
-        """Embed clips in the aligned space, an hour long if need be.
+        """Embed clips, even hour-long ones, in the aligned space.
 
-        SpecTran reads 1,024 windows at a time, so that little more than their vectors is held of a long recording.
+        SpecTran reads 1,024 windows at a time, to hold little more than their vectors of a long recording in memory.
 
         Args:
             input_features: (B, P, D) patches.
             input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
-            kwargs: `output_hidden_states` and the like; with any, all windows are read at once.
+            kwargs: `output_hidden_states` and the like; with any of these, all windows are read at once.
 
         Returns:
-            The output of [`CalmAudioModel`] whose `pooler_output` is the (B, E) L2-normalised embedding.
+            The output of [`CalmAudioModel`], with the (B, E) L2-normalised embedding as `pooler_output`.
         """
         at_once = None if kwargs or torch.compiler.is_compiling() else WINDOWS_AT_ONCE
         outputs = self.audio_model(
@@ -169,7 +169,7 @@ class CalmModel(CalmPreTrainedModel):
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Embed transcripts in the aligned space, by their word embeddings alone; the language model does not run.
+        """Embed transcripts in the aligned space, from word embeddings alone; the language model does not run.
 
         Args:
             input_ids: (B, L).
@@ -198,8 +198,8 @@ class CalmModel(CalmPreTrainedModel):
         Args:
             input_features: (B, P, D) patches.
             input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
-            top_k: how many, k.
-            excluded_token_ids: never answered, besides `config.special_token_ids`; e.g. unused pieces.
+            top_k: number of wordpieces per token, k.
+            excluded_token_ids: never returned, like `config.special_token_ids`; e.g. unused wordpieces.
 
         Example:
 
@@ -219,7 +219,7 @@ class CalmModel(CalmPreTrainedModel):
         tokens = self.project(outputs.last_hidden_state, outputs.acoustic_tokens_mask)  # (B, T, E)
         embeddings = self.get_input_embeddings()
         every_id = torch.arange(len(embeddings.weight), device=tokens.device)
-        words = embeddings(every_id) - self.word_embedding_mean  # (V, E); an offloaded weight is there for its module
+        words = embeddings(every_id) - self.word_embedding_mean  # (V, E); called: its weight may be offloaded
         words = normalize(words.float(), dim=-1)
         excluded = [*(self.config.special_token_ids or []), *(excluded_token_ids or [])]
         nearest = []
@@ -237,10 +237,10 @@ class CalmModel(CalmPreTrainedModel):
         )
 
     def max_tokens(self) -> int | None:
-        """Lexical and acoustic tokens that the language model's position table can hold; `None` without a table."""
+        """Lexical and acoustic tokens that fit in the language model's position embeddings; `None` if it has none."""
         for name, module in self.text_model.named_modules():
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-                # RoBERTa and its kin start counting behind the padding index.
+                # RoBERTa and its relatives number positions from after the padding index.
                 return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         return None
 
@@ -262,10 +262,10 @@ class CalmModel(CalmPreTrainedModel):
             token_type_ids: (B, L) long or `None`.
             tokens: (B, T, E) acoustic tokens, centred.
             tokens_mask: (B, T) bool.
-            first_row: place of the first row in the batch these rows come from, by which errors name them.
+            first_row: index of the first row in the whole batch, for error messages.
 
         Returns:
-            The language model's output, with `last_hidden_state` (B, L + T, H) back in the order given.
+            The language model's output, with `last_hidden_state` (B, L + T, H) back in input order.
 
         Raises:
             ValueError: if a row has neither text nor audio, or more tokens than the language model has positions.
@@ -295,7 +295,7 @@ class CalmModel(CalmPreTrainedModel):
         return "token_type_ids" in inspect.signature(self.text_model.forward).parameters
 
     def _check_rows(self, mask: torch.Tensor, words_mask: torch.Tensor, first_row: int) -> int:
-        """Refuse rows that hold nothing or too much; returns the length of the compacted sequence."""
+        """Reject empty and too long rows, and return the length of the compacted sequence."""
         counts = mask.sum(-1)
         empty = ((counts == 0).nonzero().flatten() + first_row).tolist()
         if empty:
@@ -323,7 +323,7 @@ class CalmModel(CalmPreTrainedModel):
         input_features_mask: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CalmModelOutput:
-        """Words and acoustic tokens through the language model; either may be left out.
+        """Run the language model over words, acoustic tokens or both.
 
         Args:
             input_ids: (B, L).
@@ -333,10 +333,10 @@ class CalmModel(CalmPreTrainedModel):
             input_features_mask: (B, P), an all-zero row for a row without audio; all ones by default.
 
         Raises:
-            TypeError: for an input of another name.
+            TypeError: for an unknown input.
             ValueError: if a row, or the call, has neither text nor audio; if the numbers of rows or the shapes of text
                 and mask differ; if a row has more tokens than the language model has positions; if the patches do not
-                fit the model. A compiled or exported graph cannot tell what a row holds, and refuses none.
+                fit the model. A compiled or exported graph cannot inspect its rows, and rejects none.
         """
         if input_ids is None and input_features is None:
             raise ValueError("Give `input_ids`, `input_features` or both.")
@@ -381,7 +381,7 @@ class CalmModel(CalmPreTrainedModel):
 
 
 class CalmMaskedLanguageHead(nn.Module):
-    """(..., H) states of the language model to (..., V) logits over its vocabulary, by way of the E space."""
+    """(..., H) states of the language model to (..., V) logits over its vocabulary, via width E."""
 
     def __init__(self, config: CalmConfig, width: int, vocab_size: int):
         super().__init__()
@@ -397,8 +397,8 @@ class CalmMaskedLanguageHead(nn.Module):
 class CalmForPreTraining(CalmPreTrainedModel):
     """[`CalmModel`] with the objectives of contrastive audio-language pretraining.
 
-    A stage is a choice of weights in the configuration and of frozen modules; with both masked terms at 0 the language
-    model does not run. A step is a function of its batch: all random masks come from the collator.
+    A training stage is defined by the loss weights in the configuration and the frozen modules; with both masked terms
+    at 0, the language model does not run. A step is a function of its batch: the collator draws all random masks.
 
     Example:
 
@@ -425,7 +425,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         super().__init__(config)
         self.calm = CalmModel(config)
         embeddings = self.get_input_embeddings()
-        self.logit_scale = nn.Parameter(torch.empty(1))  # FSDP2 cannot shard what has no dimension
+        self.logit_scale = nn.Parameter(torch.empty(1))  # FSDP2 cannot shard a 0-dimensional parameter
         self.lm_head = CalmMaskedLanguageHead(config, embeddings.embedding_dim, embeddings.num_embeddings)
         self.acoustic_head = nn.Linear(config.hidden_size, embeddings.embedding_dim)
         self.reader = CalmTranscriptReader(embeddings.embedding_dim)
@@ -445,10 +445,10 @@ class CalmForPreTraining(CalmPreTrainedModel):
             init.normal_(module.blank_embedding, std=self.config.initializer_range)
 
     def freeze_idle(self) -> None:
-        """Leave the reader out of training where its weight is 0: what is idle stops distributed training.
+        """Freeze the reader if its weight is 0: unused parameters break distributed training.
 
-        It is of this package alone, so no one expects to freeze it. Other parts without a use, such as the language
-        model where both masked terms are 0, are the training's to freeze, as `examples/pretrain.py` does.
+        It is specific to this package, so users would not know to freeze it. Other unused parts, such as the language
+        model with both masked terms at 0, are for the training script to freeze, as `examples/pretrain.py` does.
         """
         self.reader.requires_grad_(bool(self.config.transcript_loss_weight))
 
@@ -459,19 +459,19 @@ class CalmForPreTraining(CalmPreTrainedModel):
         self.lm_head.decoder = value
 
     def _transcripts(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, L) ids of the words under the masks, and bool, which are real."""
+        """(B, L) unmasked token ids, and the (B, L) bool mask of real ones."""
         ids, labels, mask = batch["input_ids"], batch.get("labels"), batch.get("attention_mask")
         ids = ids if labels is None else torch.where(labels != -100, labels, ids)
         return ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
 
     def _pieces(self, batch: dict) -> torch.Tensor:
-        """(B, L) wordpieces of the transcripts, -1 where padding or a special token stands."""
+        """(B, L) wordpieces of the transcripts, -1 for padding and special tokens."""
         ids, mask = self._transcripts(batch)
         special = torch.tensor(self.config.special_token_ids or [-1], device=ids.device)
         return ids.masked_fill(~mask | torch.isin(ids, special), -1)
 
     def _vocabulary(self, batch: dict, gather: bool) -> torch.Tensor | None:
-        """(K,) the wordpieces of all transcripts of a batch, of all ranks with `gather`, for the reader."""
+        """(K,) distinct wordpieces of a batch's transcripts, of all ranks if `gather`, for the reader."""
         if not self.config.transcript_loss_weight:
             return None
         ids = self._pieces(batch)
@@ -479,14 +479,14 @@ class CalmForPreTraining(CalmPreTrainedModel):
         return ids[ids >= 0].unique()
 
     def _directions(self, ids: torch.Tensor) -> torch.Tensor:
-        """(..., E) what acoustic tokens that say the wordpieces (...) are to point to."""
+        """(..., E) target directions of acoustic tokens that say the wordpieces (...)."""
         words = self.get_input_embeddings()(ids).detach() - self.calm.word_embedding_mean  # a target
         return normalize(words.float(), dim=-1)
 
     def _encode(self, batch: dict, word_ids: torch.Tensor | None, first_row: int = 0) -> dict:
-        """Everything that needs no other clip, of a batch or of its rows from `first_row` on.
+        """Compute all that does not depend on other clips, for a batch or for its chunk from row `first_row` on.
 
-        Returns small tensors, so that a chunk can be recomputed; the vectors to compare are L2-normalised.
+        Returns small tensors, so that a chunk can be recomputed; the vectors to contrast are L2-normalised.
         """
         config, audio_model = self.config, self.calm.audio_model
         input_ids, labels = batch["input_ids"], batch.get("labels")
@@ -502,7 +502,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         }
         if word_ids is not None and len(tokens) == len(input_ids):
             pieces = self._pieces(batch)
-            # As many tiles on every rank, see `_encode_in_chunks`; ranks that evaluate have vocabularies of their own.
+            # As many tiles on every rank, see `_encode_in_chunks`; in evaluation each rank has its own vocabulary.
             tile_size = WORDS_AT_ONCE if config.contrastive_chunk_size and self.training else None
             said = self.reader(tokens, tokens_mask, word_ids, self._directions, pieces, tile_size)
             losses, fits = transcript_losses(said, tokens_mask.sum(-1), pieces)
@@ -534,12 +534,12 @@ class CalmForPreTraining(CalmPreTrainedModel):
         return encoded
 
     def _encode_in_chunks(self, batch: dict) -> dict:
-        """`_encode` over chunks of `contrastive_chunk_size` clips, whose activations are recomputed when needed."""
+        """Run `_encode` on chunks of `contrastive_chunk_size` clips, recomputing activations in the backward pass."""
         size, clips = self.config.contrastive_chunk_size, len(batch["input_ids"])
         word_ids = self._vocabulary(batch, gather=self.training)
         if size is None or not self.training:
             return self._encode(batch, word_ids)
-        # As many chunks on every rank: sharded layers are gathered by all ranks together or not at all.
+        # As many chunks on every rank: gathering sharded layers is a collective operation.
         number = largest_over_ranks(-(-clips // size), batch["input_ids"].device)
         if number == 1:
             return self._encode(batch, word_ids)
@@ -571,22 +571,22 @@ class CalmForPreTraining(CalmPreTrainedModel):
         """The loss of a pretraining batch.
 
         Args:
-            input_ids: (B, L), with [MASK] where `labels` is set. In evaluation another number of rows may be given,
-                candidates for each clip, as zero-shot classification does: then there are logits, but no loss.
+            input_ids: (B, L), with [MASK] where `labels` is set. In evaluation the number of rows may differ from that
+                of the clips, as for zero-shot candidates: then there are logits, but no loss.
             input_features: (B, P, D) patches, P a multiple of S.
             attention_mask: (B, L).
             token_type_ids: (B, L).
             input_features_mask: (B, P).
-            labels: (B, L), masked-language targets, -100 elsewhere.
+            labels: (B, L), targets of masked language modelling, -100 elsewhere.
             mask_time_indices: (B, T) bool, masked acoustic tokens.
             pair_indices: (B,), t of the neighbouring windows (t, t + 1), -1 for none.
-            return_loss: whether to compute the terms.
-            kwargs: `output_hidden_states` and the like are taken and change nothing; [`CalmModel`] records states.
+            return_loss: whether to compute the loss terms.
+            kwargs: `output_hidden_states` and the like are accepted without effect; [`CalmModel`] records states.
 
         Raises:
-            TypeError: for an input of another name.
-            ValueError: for a training batch of one clip, which leaves the contrast with texts without negatives, or
-                one whose inputs have different numbers of rows.
+            TypeError: for an unknown input.
+            ValueError: for a training batch of one clip, which leaves the audio-text loss without negatives, or one
+                whose inputs differ in their number of rows.
         """
         given = {
             "input_ids": input_ids, "input_features": input_features, "attention_mask": attention_mask,
@@ -598,7 +598,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
             check_shapes(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         given = {name: value for name, value in given.items() if value is not None}
         rows = {name: len(value) for name, value in given.items()}
-        # Each compared with the first: a set of the numbers would be compiled anew for every one.
+        # Each compared with the first: a set of the numbers would recompile for each of them.
         if self.training and any(number != len(input_ids) for number in rows.values()):
             raise ValueError(f"Training pairs the rows of its inputs, and their numbers differ: {rows}.")
         encoded = self._encode_in_chunks(given)
@@ -608,14 +608,14 @@ class CalmForPreTraining(CalmPreTrainedModel):
         if return_loss and len(audio) == len(text):
             terms = self._losses(encoded, scale)
             weighted = (getattr(self.config, f"{name}_weight") * term for name, term in terms.items())
-            loss = sum(weighted, start=scale.new_zeros(()))  # 0 of no term, as in evaluation without the contrast
+            loss = sum(weighted, start=scale.new_zeros(()))  # 0 without terms, e.g. evaluation without contrast
         whole = self.config.contrastive_chunk_size is None or not self.training
         logits = scaled_cosines(audio, text, scale) if whole else None
         return CalmForPreTrainingOutput(
             loss=loss,
             **terms,
             logits_per_audio=logits,
-            logits_per_text=None if logits is None else logits.T.contiguous(),  # FSDP2 warns of views
+            logits_per_text=None if logits is None else logits.T.contiguous(),  # FSDP2 warns about views
             audio_embeds=audio,
             text_embeds=text,
         )
@@ -628,23 +628,23 @@ class CalmForPreTraining(CalmPreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         input_features_mask: torch.LongTensor | None = None,
     ) -> torch.Tensor:
-        """How well each of N texts can be read from each of B clips, word by word in their order.
+        """Score how well each of N texts can be read from each of B clips, wordpiece by wordpiece, in order.
 
-        Finer than the cosine of two embeddings, and dearer: every text is laid along every clip. Embeddings find the
-        candidates in a large collection, these scores put them in order.
+        More precise than the cosine of two embeddings, but more expensive: every text is aligned with every clip. In a
+        large collection, retrieve candidates by embeddings and rerank them by these scores.
 
         Args:
-            input_ids: (N, L) texts; they are told apart by the wordpieces that all of them hold.
+            input_ids: (N, L) texts; the reader's vocabulary is all wordpieces that occur in them.
             input_features: (B, P, D) patches, P a multiple of S.
             attention_mask: (N, L).
             input_features_mask: (B, P).
 
         Returns:
-            (B, N) mean log-probability of a wordpiece; minus infinity where a clip has fewer acoustic tokens than the
-            text needs, one a wordpiece and one between two equal ones, or the text has no wordpiece.
+            (B, N) mean log-probability per wordpiece; minus infinity where a clip has fewer acoustic tokens than the
+            text needs, one per wordpiece and one between two equal neighbours, or the text has no wordpiece.
 
         Raises:
-            ValueError: for a model that was not trained to read (`transcript_loss_weight` 0).
+            ValueError: if the model was not trained to read (`transcript_loss_weight` 0).
         """
         if not self.config.transcript_loss_weight:
             raise ValueError("This model was not trained to read transcripts: its `transcript_loss_weight` is 0.")
@@ -656,7 +656,7 @@ class CalmForPreTraining(CalmPreTrainedModel):
         return transcript_scores(said, mask.sum(-1), self._pieces(texts), word_ids)
 
     def _losses(self, encoded: dict, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The terms whose weight is not 0 and whose masks were given."""
+        """The loss terms whose weight is not 0 and whose masks were given."""
         options = {"scale": scale, "tile_size": self.config.contrastive_chunk_size, "gather": self.training}
         terms = {}
         if self.config.audio_text_loss_weight:
@@ -682,11 +682,11 @@ class CalmForPreTraining(CalmPreTrainedModel):
 
 
 class CalmForSequenceClassification(CalmPreTrainedModel):
-    """[`CalmModel`] with a linear head: emotions and other labels of an utterance, or its valence and arousal.
+    """[`CalmModel`] with a linear head for an utterance's emotion or other labels, or its valence and arousal.
 
-    The head sees the language model's pooled states and, beside them, mean and deviation of SpecTran's: what a voice
-    tells beyond its words need not pass through the space of words. Our choice. Single-label, multi-label and
-    regression by `config.problem_type`; audio alone, text alone or both.
+    The head sees the language model's pooled states and the mean and standard deviation of SpecTran's, so that what a
+    voice conveys beyond words need not pass through the word embedding space. Our choice. Single-label, multi-label or
+    regression by `config.problem_type`; takes audio, text or both.
 
     Example:
 
@@ -727,7 +727,7 @@ class CalmForSequenceClassification(CalmPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
-        """Logits of an utterance, and the loss where labels are given.
+        """Logits of utterances, and the loss if labels are given.
 
         Args:
             input_ids, input_features, attention_mask, token_type_ids, input_features_mask: see [`CalmModel`].

@@ -1,7 +1,7 @@
-"""What the models of CALM return.
+"""Outputs of CALM's models.
 
 Dimensions: B clips, W real windows in a batch, S patches in an acoustic token, T acoustic tokens, L lexical tokens,
-H width of the language model, E width of its word embeddings, k wordpieces named for an acoustic token.
+H width of the language model, E width of its word embeddings, k nearest wordpieces of an acoustic token.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ class CalmAudioModelOutput(BaseModelOutputWithPooling):
     """Output of [`CalmAudioModel`].
 
     Args:
-        last_hidden_state: (B, T, hidden), zero where no token is real.
-        pooler_output: (B, 4 hidden), mean and deviation over real tokens, of the windows before the context layers and
-            of `last_hidden_state`; zero for a row without audio.
+        last_hidden_state: (B, T, hidden), zero where masked.
+        pooler_output: (B, 4 hidden), mean and standard deviation over real tokens, of the windows before the context
+            layers and of `last_hidden_state`; zero for a row without audio.
         acoustic_tokens_mask: (B, T) bool, true for a token whose window holds real audio.
-        hidden_states: `num_hidden_layers + 1` of (W, S, hidden), with `output_hidden_states=True`; windows in
+        hidden_states: `num_hidden_layers + 1` tensors (W, S, hidden), with `output_hidden_states=True`; windows in
             row-major order of `acoustic_tokens_mask`.
-        attentions: one of (W, heads, S, S) a layer inside the windows, with `output_attentions=True`.
-        context_attentions: one of (B, heads, T, T) a context layer, with `output_context_attentions=True`.
+        attentions: one (W, heads, S, S) per layer within the windows, with `output_attentions=True`.
+        context_attentions: one (B, heads, T, T) per context layer, with `output_context_attentions=True`.
     """
 
     acoustic_tokens_mask: torch.BoolTensor | None = None
@@ -35,9 +35,9 @@ class CalmModelOutput(BaseModelOutputWithPooling):
     """Output of [`CalmModel`].
 
     Args:
-        last_hidden_state: (B, L + T, H), lexical then acoustic places as given, zero where masked.
-        pooler_output: (B, H), the mean over real places.
-        acoustic_tokens: (B, T, E), relative to the mean of the vocabulary, zero where masked.
+        last_hidden_state: (B, L + T, H), lexical then acoustic positions in input order, zero where masked.
+        pooler_output: (B, H), the mean over real positions.
+        acoustic_tokens: (B, T, E), relative to the mean word embedding, zero where masked.
         acoustic_tokens_mask: (B, T) bool.
         audio_pooler_output: (B, 4 hidden), SpecTran's `pooler_output`; zero for a row without audio.
         audio_embeds: (B, E), L2-normalised mean of the acoustic tokens; zero for a row without audio.

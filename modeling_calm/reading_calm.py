@@ -1,6 +1,6 @@
-"""Reading: the wordpieces of a transcript, found in the acoustic tokens of its clip in their order.
+"""Transcript reading: aligning a transcript's wordpieces, in order, with the acoustic tokens of its clip.
 
-Dimensions: B clips, T acoustic tokens, L lexical tokens, K wordpieces to tell apart, E width of the embeddings.
+Dimensions: B clips, T acoustic tokens, L lexical tokens, K wordpieces in the vocabulary, E width of the embeddings.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from .loss_calm import in_tiles, inverse_temperature, scaled_cosines
 
 
 class CalmTranscriptReader(nn.Module):
-    """What each acoustic token says: one of the wordpieces, or none."""
+    """Predicts what each acoustic token says: a wordpiece, or none (the blank)."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.blank_embedding = nn.Parameter(torch.empty(width))  # stands for none
+        self.blank_embedding = nn.Parameter(torch.empty(width))  # for no wordpiece
         self.logit_scale = nn.Parameter(torch.empty(1))
 
     def forward(
@@ -29,22 +29,21 @@ class CalmTranscriptReader(nn.Module):
         ids: torch.Tensor | None = None,
         tile_size: int | None = None,
     ) -> torch.Tensor:
-        """Log-softmax over the scaled cosines of acoustic tokens with no wordpiece and with each wordpiece.
+        """Log-softmax over the scaled cosines of acoustic tokens with the blank and with each wordpiece.
 
         Args:
             tokens: (B, T, E).
             tokens_mask: (B, T) bool.
-            word_ids: (K,) long, the wordpieces told apart.
-            directions: gives (...) wordpieces their (..., E) L2-normalised centred embeddings, targets that get no
+            word_ids: (K,) long, the vocabulary of the softmax.
+            directions: maps wordpieces (...) to their (..., E) L2-normalised centred embeddings, targets without
                 gradient.
-            ids: (B, L) long, the wordpieces to tell of for each clip, each one of `word_ids`; -1 stands for none. All
-                of them, L = K, by default.
-            tile_size: wordpieces whose directions and cosines are held at once; the rest is computed again in the
+            ids: (B, L) long, the wordpieces to return for each clip, each one of `word_ids`; -1 for the blank. All of
+                `word_ids`, L = K, by default.
+            tile_size: wordpieces whose directions and cosines are in memory at once; they are recomputed in the
                 backward pass.
 
         Returns:
-            (B, T, 1 + L) float32, no wordpiece before the others, and the real tokens of a clip, in order, before the
-            others.
+            (B, T, 1 + L) float32, with the blank first, and each clip's real tokens, in order, before its padding.
         """
         none = normalize(self.blank_embedding.float(), dim=0).unsqueeze(0)  # (1, E)
         first = (~tokens_mask).long().argsort(dim=1, stable=True).unsqueeze(-1)
@@ -64,11 +63,11 @@ class CalmTranscriptReader(nn.Module):
 
 
 def places_of(ids: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:
-    """(N, L) wordpieces, -1 for what is to be left out, to the (N, 1 + L) `places` of none and of each of them.
+    """Indices (N, 1 + L) of the blank and of each of (N, L) wordpieces, -1 to ignore, into the log-probabilities.
 
     Args:
-        ids: every wordpiece in it is one of `word_ids`.
-        word_ids: (K,) long, ascending: the wordpieces told apart.
+        ids: wordpieces, each one of `word_ids`.
+        word_ids: (K,) long, ascending: the vocabulary.
     """
     places = (torch.searchsorted(word_ids, ids) + 1).masked_fill(ids < 0, 0)
     return nn.functional.pad(places, (1, 0))
@@ -77,35 +76,36 @@ def places_of(ids: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:
 def transcript_losses(
     log_probabilities: torch.Tensor, num_tokens: torch.Tensor, ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How hard each transcript is to read from the tokens of its clip, in its order.
+    """The CTC loss per wordpiece of each transcript, given the acoustic tokens of its clip.
 
-    Connectionist temporal classification (Graves et al. 2006): minus the log of the sum over all ways to spread a
-    transcript over its clip's tokens, each way the product of what its tokens say; divided by the number of pieces.
+    Connectionist temporal classification (Graves et al. 2006): minus the log of the sum over all alignments of a
+    transcript with its clip's tokens, each the product of its tokens' probabilities; divided by the number of
+    wordpieces.
 
     Args:
-        log_probabilities: (B, T, 1 + L), of no wordpiece and of each one of the clip's own transcript, see
+        log_probabilities: (B, T, 1 + L), of the blank and of each wordpiece of the clip's own transcript, see
             [`CalmTranscriptReader`].
-        num_tokens: (B,) long, real ones.
-        ids: (B, L) wordpieces of the transcripts; -1 for what is to be left out.
+        num_tokens: (B,) long, real acoustic tokens.
+        ids: (B, L) wordpieces of the transcripts; -1 to ignore.
 
     Returns:
-        (B,) losses, and (B,) bool, whether the clip has the tokens that its transcript needs, one a piece and one
-        between two equal ones, and a transcript at all; the loss is 0 elsewhere.
+        (B,) losses, and (B,) bool, whether there is a transcript and its clip has the tokens it needs, one per
+        wordpiece and one between two equal neighbours; the loss is 0 elsewhere.
     """
     spoken = ids >= 0
     num_pieces = spoken.sum(-1)
     alike = ids.unsqueeze(-1) == nn.functional.pad(ids, (0, 1), value=-1).unsqueeze(-2)  # (B, L, L + 1)
-    pieces = (alike.int().argmax(-1) + 1)[spoken]  # of all clips, one after the other; equal ones by their first place
+    pieces = (alike.int().argmax(-1) + 1)[spoken]  # of all clips, concatenated; equal ones by their first position
     owners = torch.arange(len(ids), device=ids.device).repeat_interleave(num_pieces)
     twice = (pieces[1:] == pieces[:-1]) & (owners[1:] == owners[:-1])
     needed = num_pieces + torch.zeros_like(num_pieces).index_add(0, owners[1:], twice.long())
     fits = (num_pieces > 0) & (needed <= num_tokens)
-    # On CUDA its gradient is not deterministic, and refused where that is asked for.
+    # On CUDA its gradient is not deterministic, and raises where determinism is required.
     device = "cpu" if torch.are_deterministic_algorithms_enabled() else ids.device
     given = (given.to(device) for given in (log_probabilities.transpose(0, 1), pieces, num_tokens, num_pieces))
     losses = ctc_loss(*given, reduction="none", zero_infinity=True).to(ids.device)
-    # torch's gradient is that of a whole softmax's logits: its slopes hold each probability once, which cancels there
-    # and not in a part of the softmax. A term of value zero takes it out.
+    # torch's gradient assumes a complete softmax: it includes each probability once, which cancels there but not for a
+    # part of the softmax. A term of value zero removes it.
     real = torch.arange(log_probabilities.shape[1], device=ids.device) < num_tokens.unsqueeze(-1)  # (B, T)
     told = (log_probabilities.exp() * real.unsqueeze(-1)).sum((1, 2))
     losses = losses - (told - told.detach())
@@ -115,10 +115,10 @@ def transcript_losses(
 def transcript_scores(
     log_probabilities: torch.Tensor, num_tokens: torch.Tensor, ids: torch.Tensor, word_ids: torch.Tensor
 ) -> torch.Tensor:
-    """(B, N) mean log-probability of a wordpiece of each of N texts in each clip; minus infinity where it has no room.
+    """(B, N) mean log-probability per wordpiece of N texts in B clips; minus infinity where a text does not fit.
 
     Args:
-        log_probabilities: (B, T, 1 + K), of none and of all.
+        log_probabilities: (B, T, 1 + K), of the blank and of all wordpieces.
         num_tokens: as in [`transcript_losses`].
         ids: (N, L), likewise.
         word_ids: see [`places_of`].

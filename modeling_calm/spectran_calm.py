@@ -1,4 +1,4 @@
-"""SpecTran, the Spectral Transformer of CALM: spectrogram patches to acoustic tokens.
+"""SpecTran, the Spectral Transformer of CALM: maps spectrogram patches to acoustic tokens.
 
 Dimensions: B clips, P patches, D values in a patch, S patches in an acoustic token, T acoustic tokens, W real windows
 in a batch.
@@ -21,13 +21,13 @@ from .layers_calm import CalmAudioAttention, CalmAudioLayer, TokenPlaces, block_
 from .loading_calm import CheckedLoading
 from .outputs_calm import CalmAudioModelOutput
 
-DEVIATION_EPSILON = 1e-6  # under the root, whose slope at zero has no end
+DEVIATION_EPSILON = 1e-6  # under the square root, whose gradient at zero is infinite
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of (B, N, H) over the places where the (B, N) mask is set; zero for a row without any.
+    """Mean of (B, N, H) over the positions where the (B, N) mask is set; zero for a row without any.
 
-    Sums are taken in float32 at least: those of half floats overflow (float16) or lose their last terms (bfloat16).
+    Sums are taken in at least float32: half-precision ones overflow (float16) or lose their last terms (bfloat16).
     """
     mask = mask.unsqueeze(-1)
     precise = torch.promote_types(values.dtype, torch.float32)
@@ -36,9 +36,9 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def mean_and_deviation(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, N, H) to (B, 2H), mean and standard deviation over the places where the (B, N) mask is set; zero else.
+    """(B, N, H) to (B, 2H): mean and standard deviation over positions where the (B, N) mask is set; zero if none.
 
-    Statistics pooling (Snyder et al. 2017), in float32 at least, and smooth where nothing varies.
+    Statistics pooling (Snyder et al. 2017), in at least float32, and differentiable at zero variance.
     """
     precise = values.to(torch.promote_types(values.dtype, torch.float32))
     mean = masked_mean(precise, mask)
@@ -48,7 +48,7 @@ def mean_and_deviation(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
 
 
 class CalmAudioEmbeddings(nn.Module):
-    """Patches (W, S, D) to sub-tokens (W, S, hidden), each with its place in the window."""
+    """Patches (W, S, D) to sub-tokens (W, S, hidden), each with its position embedding."""
 
     def __init__(self, config: CalmAudioConfig):
         super().__init__()
@@ -57,21 +57,21 @@ class CalmAudioEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        # Asked through the module, not for its weight: an offloaded weight is there only while its module runs.
+        # Calls the module instead of reading its weight: an offloaded weight is present only while its module runs.
         places = torch.arange(patches.shape[1], device=patches.device)
         return self.dropout(self.projection(patches) + self.position_embeddings(places))
 
 
 class CalmAudioPooling(nn.Module):
-    """Attentive pooling of a window, (W, S, hidden) to (W, hidden): each head weighs the sub-tokens on its own.
+    """Attentive pooling of a window, (W, S, hidden) to (W, hidden): each head has its own weights.
 
-    Our choice, after Okabe et al. 2018 ("Attentive Statistics Pooling"), without the deviation.
+    Our choice, after Okabe et al. 2018 ("Attentive Statistics Pooling"), without the standard deviation.
     """
 
     def __init__(self, config: CalmAudioConfig):
         super().__init__()
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        # Not `score`, the name by which adapter libraries find a classifier's head to train it in full.
+        # Not named `score`: adapter libraries take that for a classifier's head and train it in full.
         self.head_scores = nn.Linear(config.hidden_size, config.num_attention_heads)
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -83,9 +83,9 @@ class CalmAudioPooling(nn.Module):
 
 
 def _never_empty(tokens_mask: torch.Tensor) -> torch.Tensor:
-    """The (B, T) mask of tokens, and the first place of a batch without any.
+    """The (B, T) mask of tokens, with the first position set in a batch without any.
 
-    So that on every rank every parameter takes part. No branch on the data: it would not export.
+    This keeps every parameter in use on every rank. A data-dependent branch would not export.
     """
     first = torch.zeros_like(tokens_mask)
     first[0, 0] = True
@@ -93,12 +93,12 @@ def _never_empty(tokens_mask: torch.Tensor) -> torch.Tensor:
 
 
 class CalmAudioModel(CheckedLoading, PreTrainedModel):
-    """SpecTran: patches to acoustic tokens.
+    """SpecTran: maps patches to acoustic tokens.
 
-    Layers run inside each window of S patches, on the W real windows only; attentive pooling makes one vector a
-    window; context layers with rotary positions run across the windows of a clip, each seeing `sliding_window` of them
-    to either side. Cost is linear in the length of the audio, and no length is too long, but for eager attention and
-    exported programs, which compare all windows of a clip.
+    Layers run within each window of S patches, on the W real windows only; attentive pooling reduces each window to
+    one vector; context layers with rotary positions run across the windows of a clip, each attending to
+    `sliding_window` of them on either side. Cost is linear in the length of the audio, which is unlimited, except with
+    eager attention and in exported programs, which compare all windows of a clip.
 
     Example:
 
@@ -160,20 +160,20 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         windows_at_once: int | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each window by itself.
+        """Encode each window independently.
 
         Args:
             input_features: (B, P, D) patches, P a multiple of S.
-            input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
-            windows_at_once: how many run through the layers at a time; all by default. Without gradient it bounds the
-                memory of a long recording, and the result is the same. Recorded `hidden_states` and `attentions` then
-                come in pieces.
+            input_features_mask: (B, P), 1 for a patch with a real frame; all ones by default.
+            windows_at_once: windows per pass through the layers; all by default. Without gradient this bounds the
+                memory for a long recording and does not change the result. Recorded `hidden_states` and `attentions`
+                then come in pieces.
 
         Returns:
-            (B, T, hidden) windows, zero where nothing is real, and the (B, T) bool mask of real ones.
+            (B, T, hidden) windows, zero where masked, and the (B, T) bool mask of real ones.
 
         Raises:
-            ValueError: if D is not `patch_dim`, P no multiple of S, or the mask of another shape.
+            ValueError: if D is not `patch_dim`, P is not a multiple of S, or the mask has another shape.
         """
         batch, num_patches, patch_dim = input_features.shape
         size = self.config.patches_per_token
@@ -196,13 +196,13 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
                 f" {(batch, num_patches)}."
             )
         real = input_features_mask.bool()
-        input_features = input_features.masked_fill(~real.unsqueeze(-1), 0.0)  # first of all: 0 x NaN is NaN
+        input_features = input_features.masked_fill(~real.unsqueeze(-1), 0.0)  # first, as 0 x NaN is NaN
         real = real.view(batch, -1, size)  # (B, T, S)
         tokens_mask = real.any(-1)  # (B, T)
         chosen = _never_empty(tokens_mask)
         real = real | (chosen & ~tokens_mask).unsqueeze(-1)
         patches = input_features.view(batch, -1, size, patch_dim)[chosen]  # (W, S, D)
-        torch._check(patches.shape[0] > 0)  # what export and compilation cannot know
+        torch._check(patches.shape[0] > 0)  # unknown to export and compilation
         real = real[chosen]  # (W, S)
 
         if windows_at_once is None:
@@ -216,7 +216,7 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
 
     def _pool_windows(self, patches: torch.Tensor, real: torch.Tensor, **kwargs) -> torch.Tensor:
         """(W, S, D) patches and the (W, S) mask of real ones to (W, hidden)."""
-        # To the type of a weight that is never quantised, as the projection may be.
+        # Cast to the dtype of a weight that is never quantised, as the projection may be.
         hidden_states = self.embeddings(patches.to(self.mask_embedding.dtype))  # (W, S, hidden)
         attention_mask = create_bidirectional_mask(self.config, hidden_states, real)
         for layer in self.layers:
@@ -226,11 +226,11 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
     def add_context(
         self, windows: torch.Tensor, tokens_mask: torch.Tensor, mask_time_indices: torch.Tensor | None = None, **kwargs
     ) -> torch.Tensor:
-        """(B, T, hidden) windows to acoustic states of the same shape, each in view of the others.
+        """(B, T, hidden) windows to acoustic states of the same shape, each in the context of the others.
 
-        `mask_time_indices` (B, T) bool replaces windows by the learned mask vector first.
+        `mask_time_indices` (B, T) bool first replaces windows with the learned mask vector.
         """
-        if mask_time_indices is None:  # the vector still takes part: an idle parameter stops distributed training
+        if mask_time_indices is None:  # still uses the vector: unused parameters break distributed training
             mask_time_indices = torch.zeros_like(tokens_mask)
         windows = torch.where(mask_time_indices.bool().unsqueeze(-1), self.mask_embedding.to(windows.dtype), windows)
         width = self.config.hidden_size // self.config.num_attention_heads
@@ -241,7 +241,7 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         # A row without audio attends to its zeros: a softmax over nothing would be NaN.
         attended = tokens_mask | ~tokens_mask.any(-1, keepdim=True)
         span, sdpa = self.config.sliding_window, self.config._attn_implementation == "sdpa"
-        # A table of all places beside all would be computed whole: blocks are less from four spans on.
+        # SDPA would compute all T x T scores, masked or not: blocks are cheaper beyond four spans.
         block = span if sdpa and windows.shape[1] > 4 * span and not torch.compiler.is_exporting() else None
         if block is None:
             attention_mask = create_bidirectional_sliding_window_mask(self.config, windows, attended)
@@ -264,16 +264,16 @@ class CalmAudioModel(CheckedLoading, PreTrainedModel):
         windows_at_once: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CalmAudioModelOutput:
-        """Patches to acoustic tokens.
+        """Map patches to acoustic tokens.
 
         Args:
             input_features: (B, P, D) patches, P a multiple of S.
-            input_features_mask: (B, P), 1 for a patch with a real frame; all by default.
-            mask_time_indices: (B, T) bool, tokens to hide behind the learned mask vector.
+            input_features_mask: (B, P), 1 for a patch with a real frame; all ones by default.
+            mask_time_indices: (B, T) bool, tokens to replace with the learned mask vector.
             windows_at_once: see `encode_windows`.
 
         Raises:
-            ValueError: if D is not `patch_dim`, P no multiple of S, or the mask of another shape.
+            ValueError: if D is not `patch_dim`, P is not a multiple of S, or the mask has another shape.
         """
         if not torch.compiler.is_compiling():
             check_names(self.forward, kwargs)

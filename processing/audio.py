@@ -1,9 +1,9 @@
-"""From an audio file to the waveform that the model reads: float32, mono, one sampling rate.
+"""Audio files to the waveforms that the model reads: float32, mono, one sampling rate.
 
 One decoder (libsndfile, through soundfile: wav, flac, ogg, mp3) and one resampler (soxr, quality HQ) for every entry
-point of the package, because another resampler is another signal, and moves predictions. Whatever cannot be turned
-into the whole, finite signal is refused with an [`AudioError`] that names the file: half a clip or a NaN would
-otherwise turn into a plausible but wrong embedding.
+point of the package, because another resampler gives another signal and changes predictions. Whatever does not decode
+to the complete, finite signal raises an [`AudioError`] that names the file: half a clip or a NaN would otherwise turn
+into a plausible but wrong embedding.
 """
 
 import io
@@ -20,9 +20,9 @@ from .waveforms_calm import MAX_AMPLITUDE
 
 __all__ = ["AudioError", "as_waveform", "load_audio", "split_waveform"]
 
-# A header is a claim by whoever wrote the file. Beyond these limits it is taken for damage rather than believed, and
-# refused before any sample is decoded. 16 channels is the largest microphone array in common speech corpora; 1 kHz is
-# below any speech codec; 384 kHz is the fastest audio converter sold.
+# A header can claim anything. Beyond these limits the file is treated as damaged, and rejected before any sample is
+# decoded. 16 channels is the largest microphone array in common speech corpora; 1 kHz is below any speech codec; 384
+# kHz is the highest rate of any audio converter sold.
 MAX_CHANNELS = 16
 MIN_SAMPLE_RATE_HZ = 1_000
 MAX_SAMPLE_RATE_HZ = 384_000
@@ -30,10 +30,10 @@ MAX_SAMPLE_RATE_HZ = 384_000
 MAX_DURATION_S = 6 * 3600.0
 
 # A frame is one sample of every channel. Files are decoded in blocks of 2^20 frames (66 s at 16 kHz, at most 64 MiB),
-# so that memory follows the mono result and not channels x native rate; ordinary clips are a single block.
+# so that memory scales with the mono result, not with channels x native rate; ordinary clips are a single block.
 _BLOCK_FRAMES = 1 << 20
-# Writers that stream into a pipe cannot go back to fill in the length, and leave one of these sizes (bytes) in its
-# place: 0x7FFFF000 (SoX), 0xFFFFFFFF (FFmpeg). From here on the size of a WAV means "until the end of the file".
+# Writers that stream into a pipe cannot go back to fill in the length, and leave one of these sizes (bytes) instead:
+# 0x7FFFF000 (SoX), 0xFFFFFFFF (FFmpeg). From the former up, a WAV's size means "until the end of the file".
 _UNKNOWN_WAV_SIZE = 0x7FFFF000
 _WAV_SIZE_NOTE = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
@@ -56,22 +56,22 @@ def load_audio(
 ) -> np.ndarray:
     """Reads one audio file as a mono waveform.
 
-    Channels are mixed by their mean, then resampled. Nothing is normalised: full scale is 1.0. Two kinds of damage
-    leave no trace that libsndfile reports and pass as a shorter clip: an Ogg file that lost whole pages at its end,
-    and an MP3 of variable bit rate without a Xing header, whose length is only an estimate.
+    Channels are averaged, then resampled. The level is not normalised: full scale is 1.0. libsndfile does not detect
+    two kinds of damage, which pass as a shorter clip: an Ogg file that lost whole pages at its end, and a
+    variable-bit-rate MP3 without a Xing header, whose length is only an estimate.
 
     Args:
         source: A path, the encoded bytes, a binary file object (read from its position to its end), or the dict
-            `{"bytes": ..., "path": ...}` that `datasets.Audio(decode=False)` yields, whose bytes come first.
+            `{"bytes": ..., "path": ...}` that `datasets.Audio(decode=False)` yields, whose bytes take precedence.
         sampling_rate: Rate of the result in Hz.
-        max_duration_s: Longest clip in s that is accepted.
+        max_duration_s: Longest accepted clip in seconds.
 
     Returns:
         Waveform of shape `(num_samples,)`, float32, with about `duration x sampling_rate` samples, at least one.
 
     Raises:
         AudioError: If the file is missing, cannot be decoded, is truncated, holds no sample or one that is not finite
-            or above 1e15, or claims more than 16 channels, a rate outside 1 kHz to 384 kHz or too long a duration.
+            or exceeds 1e15, or claims more than 16 channels, a rate outside 1 kHz to 384 kHz or too long a duration.
         TypeError: If `source` is none of the accepted types.
         ValueError: If `sampling_rate` is outside 1 kHz to 384 kHz.
 
@@ -90,7 +90,7 @@ def load_audio(
         with soundfile.SoundFile(file) as sound:
             _check_header(sound, name, max_duration_s)
             waveform = _decode(sound, sampling_rate, name)
-    # OSError and TypeError are what soundfile raises for a file it may not read and for headerless ".raw" files.
+    # soundfile raises OSError for a file it may not read, and TypeError for headerless ".raw" files.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         reason = getattr(error, "error_string", error)  # leaves out "Error opening <_io.BytesIO object at ...>"
         raise AudioError(
@@ -103,16 +103,16 @@ def load_audio(
 
 
 def as_waveform(audio: Any, sampling_rate: int = 16000) -> np.ndarray:
-    """The waveform of whatever a row calls its audio: samples, or a file that [`load_audio`] reads.
+    """The waveform of a row's audio: samples, or a file that [`load_audio`] reads.
 
     Args:
-        audio: Samples (N,) that have the rate already, as the library's audio pipelines take them; samples with their
-            rate, `{"array": ..., "sampling_rate": ...}` or `{"raw": ..., "sampling_rate": ...}`; an `AudioDecoder` of
-            torchcodec, to which `datasets` decodes; or a source of `load_audio`.
+        audio: Samples (N,) already at the rate, as the library's audio pipelines take them; samples with their rate,
+            `{"array": ..., "sampling_rate": ...}` or `{"raw": ..., "sampling_rate": ...}`; a torchcodec
+            `AudioDecoder`, as `datasets` returns; or a source of `load_audio`.
         sampling_rate: Rate of the result in Hz.
 
     Returns:
-        Waveform (N,). Samples that need no resampling are handed on as they are, integers included.
+        Waveform (N,). Samples that need no resampling are returned unchanged, integers included.
 
     Raises:
         ValueError: For samples in a dict without a rate or with one outside 1 kHz to 384 kHz, and for samples to
@@ -135,14 +135,14 @@ def as_waveform(audio: Any, sampling_rate: int = 16000) -> np.ndarray:
 
 
 def audio_of(row: Mapping) -> Any:
-    """The `audio` of a row; samples get the `sampling_rate` (Hz) that stands beside them."""
+    """The `audio` of a row; samples are paired with the row's `sampling_rate` (Hz)."""
     audio, rate = row.get("audio"), row.get("sampling_rate")
     samples = isinstance(audio, list) or hasattr(audio, "__array__")
     return {"array": audio, "sampling_rate": rate} if samples and rate is not None else audio
 
 
 def split_waveform(waveform: np.ndarray, chunk_length_s: float, sampling_rate: int) -> list[np.ndarray]:
-    """Equal pieces of samples (N,), none longer than `chunk_length_s` seconds: as few as that takes.
+    """Splits samples (N,) into as few equal pieces as fit in `chunk_length_s` seconds each.
 
     Example:
         >>> [len(piece) for piece in split_waveform(np.zeros(40000), 1.0, 16000)]
@@ -153,7 +153,7 @@ def split_waveform(waveform: np.ndarray, chunk_length_s: float, sampling_rate: i
 
 
 def _resample(samples: np.ndarray, rate: float | None, sampling_rate: int) -> np.ndarray:
-    """Samples (N,) at `rate` Hz to the rate asked for, by the resampler of `load_audio`."""
+    """Resamples (N,) samples from `rate` to `sampling_rate` (Hz), with the resampler of `load_audio`."""
     if rate is None or not MIN_SAMPLE_RATE_HZ <= rate <= MAX_SAMPLE_RATE_HZ:
         raise ValueError(
             f"samples in a dict need their rate beside them, {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz, got"
@@ -171,7 +171,7 @@ def _resample(samples: np.ndarray, rate: float | None, sampling_rate: int) -> np
 
 
 def _resolve(source: Any) -> tuple[str | BinaryIO, str]:
-    """Turns any accepted source into what `soundfile.SoundFile` opens, and the name that errors use."""
+    """Turns any accepted source into what `soundfile.SoundFile` opens, and the name for errors."""
     if isinstance(source, dict):
         path = source.get("path")
         if source.get("bytes") is not None:
@@ -187,7 +187,7 @@ def _resolve(source: Any) -> tuple[str | BinaryIO, str]:
             raise AudioError(f"{name}: is no such file; check the path (URLs are not fetched, download them first)")
         return name, name
     if hasattr(source, "read"):
-        # Read at once, since libsndfile seeks and sockets, pipes and archive members may not.
+        # Read in full, since libsndfile seeks, which sockets, pipes and archive members may not support.
         name = getattr(source, "name", None)
         name = name if isinstance(name, str) else "<bytes>"
         content = source.read()
@@ -201,7 +201,7 @@ def _resolve(source: Any) -> tuple[str | BinaryIO, str]:
 
 
 def _check_header(sound: soundfile.SoundFile, name: str, max_duration_s: float) -> None:
-    """Refuses what the header claims, before memory is taken for it."""
+    """Rejects implausible header claims before memory is allocated for them."""
     if sound.channels > MAX_CHANNELS:
         raise AudioError(
             f"{name}: claims {sound.channels} channels, more than {MAX_CHANNELS}; "
@@ -218,7 +218,7 @@ def _check_header(sound: soundfile.SoundFile, name: str, max_duration_s: float) 
             f"{name}: claims {duration_s:.0f} s, more than {max_duration_s:.0f} s; split it or raise max_duration_s "
             "(a header damaged or streamed without its length has to be written anew: convert the file)"
         )
-    # libsndfile quietly shortens a WAV whose data chunk is cut off, and leaves only this note in its log.
+    # libsndfile silently shortens a WAV whose data chunk is cut off, and leaves only this note in its log.
     note = _WAV_SIZE_NOTE.search(sound.extra_info)
     if note and int(note[1]) < _UNKNOWN_WAV_SIZE:
         raise AudioError(
@@ -228,13 +228,13 @@ def _check_header(sound: soundfile.SoundFile, name: str, max_duration_s: float) 
 
 
 def _decode(sound: soundfile.SoundFile, sampling_rate: int, name: str) -> np.ndarray:
-    """Decodes, mixes and resamples block by block, and checks that the claimed samples are there and finite."""
+    """Decodes, mixes and resamples block by block, and checks that all claimed samples are present and finite."""
     resampler = None
     if sound.samplerate != sampling_rate:
         resampler = soxr.ResampleStream(sound.samplerate, sampling_rate, 1, dtype="float32", quality="HQ")
     num_frames, parts = 0, []
     while len(block := sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):  # (frames, channels)
-        if not -MAX_AMPLITUDE <= block.min() <= block.max() <= MAX_AMPLITUDE:  # nor is NaN
+        if not -MAX_AMPLITUDE <= block.min() <= block.max() <= MAX_AMPLITUDE:  # also for NaN
             raise AudioError(
                 f"{name}: holds NaN or infinite samples, or some above {MAX_AMPLITUDE:g} where full scale is 1, "
                 f"between {num_frames / sound.samplerate:.1f} s and "

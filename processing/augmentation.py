@@ -1,7 +1,7 @@
-"""Random variation of training clips: of the waveform, and of the log-mel spectrogram (SpecAugment).
+"""Random augmentation of training clips: waveforms, and log-mel spectrograms (SpecAugment).
 
 All randomness comes from the `numpy.random.Generator` that the caller passes, so a batch is a function of its clips
-and one seed. Defaults are our choice where no paper is named. Nothing here belongs in evaluation.
+and one seed. Defaults are our choice where no paper is named. Not for use in evaluation.
 """
 
 import math
@@ -30,24 +30,24 @@ def _check_share(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class WaveformAugmentation:
-    """Varies speed, silence, channel, noise and level of a waveform, in this order.
+    """Varies speed, silence, channel, noise and level of a waveform, in that order.
 
-    The band limit comes before the noise, so that the ratio of signal to noise in the result is the one drawn. The
+    The band limit comes before the noise, so that the result has the signal-to-noise ratio that was drawn. The
     result is not clipped: samples are floats and may exceed 1.
 
     Args:
-        speed: Range of the factor by which the clip is played faster (Ko et al., "Audio Augmentation for Speech
-            Recognition", Interspeech 2015, use 0.9, 1.0 and 1.1). It is played like a tape, by resampling: the
-            duration is divided by the factor, the rate of words **and the pitch** are multiplied by it. Pitch carries
-            emotion, so weigh it there. None leaves the speed.
-        gain_db: Range of the gain in dB. None leaves the level.
+        speed: Range of the speed factor (Ko et al., "Audio Augmentation for Speech Recognition", Interspeech 2015, use
+            0.9, 1.0 and 1.1). The clip is resampled, as if a tape played faster: its duration is divided by the
+            factor, its speech rate **and pitch** are multiplied by it. Pitch carries emotion, so use with care there.
+            None keeps the speed.
+        gain_db: Range of the gain in dB. None keeps the level.
         noise_snr_db: Range of the ratio of signal to white Gaussian noise in dB, over the whole clip. None adds none.
-        noise_probability: Share of the clips that get noise.
-        band_limit_probability: Share of the clips that are limited to a band.
-        lowest_hz: Range of its lower limit. By default both are those of an analogue telephone line (ITU-T G.712).
-        highest_hz: Range of its upper limit.
-        silence_probability: Share of the clips that get silence before and after.
-        silence_s: Range of its duration in seconds, drawn for either end.
+        noise_probability: Fraction of clips that get noise.
+        band_limit_probability: Fraction of clips that are band-limited.
+        lowest_hz: Range of the band's lower limit. Both limits default to an analogue telephone line's (ITU-T G.712).
+        highest_hz: Range of the band's upper limit.
+        silence_probability: Fraction of clips that get silence before and after.
+        silence_s: Range of that silence in seconds, drawn separately for each end.
 
     Raises:
         ValueError: If a range is not (low, high), a speed is not positive, or a probability is outside 0 to 1.
@@ -84,20 +84,20 @@ class WaveformAugmentation:
         _check_share("silence_probability", self.silence_probability)
 
     def longest(self, seconds: np.ndarray) -> np.ndarray:
-        """The longest that clips of so many seconds, (...), can become."""
+        """The longest durations that clips of `seconds` (...) can reach."""
         slowest = 1.0 if self.speed is None else self.speed[0]
         return seconds / slowest + (2 * self.silence_s[1] if self.silence_probability else 0.0)
 
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-        """Varies one clip.
+        """Augments one clip.
 
         Args:
-            waveform: Samples `(num_samples,)`; not changed.
+            waveform: Samples `(num_samples,)`; not modified.
             sampling_rate: Its rate in Hz.
             generator: Source of all randomness.
 
         Returns:
-            A new waveform, float32, of `num_samples / speed` samples, at least one, and those of the silence.
+            A new waveform, float32, of `num_samples / speed` samples, at least one, plus the silence.
 
         Raises:
             ValueError: If the waveform is empty or not one-dimensional.
@@ -107,7 +107,7 @@ class WaveformAugmentation:
             raise ValueError(f"waveform must have shape (num_samples,) with at least one sample, got {waveform.shape}")
         if self.speed is not None:
             faster = soxr.resample(waveform, generator.uniform(*self.speed), 1.0)
-            waveform = faster if faster.size else waveform  # a few samples can leave nothing
+            waveform = faster if faster.size else waveform  # a very short clip can become empty
         if generator.random() < self.silence_probability:
             waveform = np.pad(waveform, (generator.uniform(*self.silence_s, size=2) * sampling_rate).astype(int))
         if generator.random() < self.band_limit_probability:
@@ -123,7 +123,7 @@ class WaveformAugmentation:
 
 
 def _band_limit(waveform: np.ndarray, sampling_rate: int, low: float, high: float) -> np.ndarray:
-    """Removes what lies outside of a band (Hz), from the spectrum of the whole clip."""
+    """Removes frequencies outside a band (Hz) from the spectrum of the whole clip."""
     spectrum = np.fft.rfft(waveform)
     frequencies = np.fft.rfftfreq(waveform.size, 1 / sampling_rate)  # Hz
     spectrum[(frequencies < low) | (frequencies > high)] = 0
@@ -132,19 +132,19 @@ def _band_limit(waveform: np.ndarray, sampling_rate: int, low: float, high: floa
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """Hides bands of time and of frequency in a normalised log-mel spectrogram.
+    """Masks bands of time and frequency in a normalised log-mel spectrogram.
 
     Park et al., "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition", Interspeech 2019,
-    section 2, without time warping; the defaults are its policy SM (Table 1; 80 mel bins, 10 ms frames). A band of
-    time is t frames wide, t uniform in 0 to T, and begins anywhere where it fits into the clip; likewise in frequency.
-    Hidden values become 0, the mean of the clip after its normalisation.
+    section 2, without time warping; the defaults are its policy SM (Table 1; 80 mel bins, 10 ms frames). A time mask
+    is t frames wide, t uniform in 0 to T, and starts anywhere it fits in the clip; likewise in frequency. Masked
+    values become 0, the mean of the normalised clip.
 
     Args:
-        num_time_masks: Bands of time in a clip.
+        num_time_masks: Time masks per clip.
         max_time_frames: T, in frames.
-        num_frequency_masks: Bands of frequency in a clip.
-        max_frequency_bins: The widest band of frequency, in mel bins.
-        max_time_fraction: No band of time is wider than this share of the real frames, so that short clips survive.
+        num_frequency_masks: Frequency masks per clip.
+        max_frequency_bins: The widest frequency mask, in mel bins.
+        max_time_fraction: No time mask is wider than this fraction of the real frames, to spare short clips.
 
     Raises:
         ValueError: If a number is negative or `max_time_fraction` is outside 0 to 1.
@@ -173,18 +173,18 @@ class SpecAugment:
     def __call__(
         self, log_mel: torch.Tensor, num_frames: torch.Tensor | Sequence[int], generator: np.random.Generator
     ) -> torch.Tensor:
-        """Masks a batch, every clip by its own draw.
+        """Masks a batch, with separate draws for each clip.
 
         Args:
-            log_mel: Normalised spectrograms `(B, F, M)` on any device; not changed.
-            num_frames: Real frames of each clip, `(B,)`. The frames after them are returned as they came.
+            log_mel: Normalised spectrograms `(B, F, M)` on any device; not modified.
+            num_frames: Real frames of each clip, `(B,)`. The frames after them are returned unchanged.
             generator: Source of all randomness.
 
         Returns:
             A masked copy `(B, F, M)`.
 
         Raises:
-            ValueError: If the shapes do not fit, or a band of frequency could hide all mel bins.
+            ValueError: If the shapes do not fit, or a frequency mask could cover all mel bins.
         """
         lengths = torch.as_tensor(num_frames).cpu().numpy()  # (B,)
         if log_mel.ndim != 3 or lengths.shape != log_mel.shape[:1]:
@@ -206,7 +206,7 @@ class SpecAugment:
 def _bands(
     widest: np.ndarray, lengths: np.ndarray, size: int, num_bands: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Union of random bands for each clip, (B, size) bool; `widest` (B,) and `lengths` (B,) bound width and end."""
+    """Union of random bands per clip, (B, size) bool; `widest` (B,) and `lengths` (B,) bound their width and end."""
     widths = generator.integers(0, widest[:, None], size=(len(lengths), num_bands), endpoint=True)
     starts = generator.integers(0, lengths[:, None] - widths, endpoint=True)  # (B, num_bands)
     places = np.arange(size)

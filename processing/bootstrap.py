@@ -1,8 +1,8 @@
-"""How sure a number is: percentile bootstrap over test clips, for one system and for the difference of two.
+"""Confidence intervals by percentile bootstrap over test clips, for one system or the difference of two.
 
 Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. A resample draws N of the N test clips with
-replacement, once for all seeds and both systems; a metric is taken for every seed and averaged over them. So the
-interval says how far the result may depend on these clips, not on these seeds.
+replacement, once for all seeds and both systems; the metric is computed for every seed and averaged. So the interval
+shows how much the result depends on these clips, not on these seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ __all__ = ["Interval", "bootstrap_interval", "paired_bootstrap"]
 
 
 class Interval(NamedTuple):
-    """A number with its bootstrap interval.
+    """An estimate with its bootstrap interval.
 
     Example:
         >>> Interval(estimate=0.1, low=-0.02, high=0.2).above_zero
@@ -28,7 +28,7 @@ class Interval(NamedTuple):
 
     @property
     def above_zero(self) -> bool:
-        """Whether the interval lies above 0: for a difference, that the first system is above the second."""
+        """Whether the interval lies above 0: for a difference, whether the first system scores above the second."""
         return self.low > 0
 
 
@@ -39,16 +39,16 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval of a metric over test clips.
+    """Bootstrap interval of a metric over test clips.
 
     Args:
-        metric: Function of as many arrays as are given here, such as `unweighted_average_recall(labels, predictions)`
-            or, for the ranks of queries, `lambda ranks: (ranks <= 1).mean()`.
-        arrays: The first is `(N, ...)`, N clips or queries. Each other one is `(N, ...)` too, or holds a run for each
-            of S seeds, `(S, N, ...)`: then it has exactly one dimension more than the first.
-        num_resamples: Resamples.
-        confidence: Share of the resamples that lie inside.
-        seed: Of the resampling.
+        metric: Function of the given arrays, such as `unweighted_average_recall(labels, predictions)` or, for the
+            ranks of queries, `lambda ranks: (ranks <= 1).mean()`.
+        arrays: The first is `(N, ...)`, N clips or queries. Each of the others is `(N, ...)` too, or `(S, N, ...)`,
+            one run for each of S seeds, with exactly one dimension more than the first.
+        num_resamples: Number of resamples.
+        confidence: Fraction of the resamples inside the interval.
+        seed: Seed of the resampling.
 
     Returns:
         The metric over all clips (mean over seeds), and the quantiles of the metric over resamples.
@@ -77,19 +77,19 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval of the difference `metric(labels, predictions) - metric(labels, baseline)` over the same test clips.
+    """Interval of the difference `metric(labels, predictions) - metric(labels, baseline)` on the same test clips.
 
-    A system is above the baseline when `.above_zero`. Both are scored on the same resamples: clips that are hard for
-    both cancel out, which two separate intervals would count twice.
+    The system is above the baseline if `.above_zero`. Both are scored on the same resamples: clips that are hard for
+    both cancel out, whereas two separate intervals would count them twice.
 
     Args:
         metric: Function of labels and predictions.
         labels: `(N, ...)`.
-        predictions: Of the system, `(N, ...)` or `(S, N, ...)` for S seeds.
+        predictions: Predictions of the system, `(N, ...)` or `(S, N, ...)` for S seeds.
         baseline: Predictions of the baseline, likewise; its number of seeds may differ.
-        num_resamples: Resamples.
-        confidence: Share of the resamples that lie inside.
-        seed: Of the resampling.
+        num_resamples: Number of resamples.
+        confidence: Fraction of the resamples inside the interval.
+        seed: Seed of the resampling.
 
     Returns:
         The difference over all clips, and its quantiles over resamples.
@@ -115,7 +115,7 @@ def paired_bootstrap(
 
 
 def _runs(arrays: Sequence[ArrayLike]) -> tuple[int, list[tuple[np.ndarray, ...]]]:
-    """The number of clips, and the arguments of the metric for each seed, every array (N, ...)."""
+    """The number of clips, and the metric's arguments for each seed, every array (N, ...)."""
     arrays = [np.asarray(array) for array in arrays]
     if not arrays or arrays[0].ndim == 0 or len(arrays[0]) == 0:
         raise ValueError("the first array must hold at least one clip")

@@ -1,9 +1,8 @@
-"""Data collators: rows of a data set in, batches of tensors out. All randomness of a training step is drawn here.
+"""Data collators: dataset rows in, batches of tensors out. All randomness of a training step is drawn here.
 
-A row holds `audio` (whatever `as_waveform` takes) or, computed beforehand, `input_features` (the real patches of a
-clip, (P, D), or a `.npy` file of them as bytes); `text`; and for classification `label`. A batch is a function of its
-rows and one `numpy.random.Generator`; [`SeededCollator`] makes that generator a function of the seed, the epoch and
-the rows.
+A row holds `audio` (anything `as_waveform` takes) or precomputed `input_features` (the real patches of a clip, (P, D),
+or a `.npy` file of them as bytes); `text`; and for classification `label`. A batch is a function of its rows and one
+`numpy.random.Generator`; [`SeededCollator`] makes that generator a function of the seed, the epoch and the rows.
 
 B clips, P patches, D values in a patch, T acoustic tokens, L lexical tokens.
 """
@@ -24,7 +23,7 @@ from .waveforms_calm import check_waveform
 
 
 def _generator(generator: np.random.Generator | None) -> np.random.Generator:
-    """The given source of randomness, or one that torch's global state seeds, which differs from worker to worker."""
+    """The given generator, or one seeded from torch's global random state, which differs between workers."""
     return np.random.default_rng(int(torch.randint(2**62, ()))) if generator is None else generator
 
 
@@ -32,7 +31,7 @@ def as_patches(features: Any) -> np.ndarray:
     """The patches (P, D) of a row's `input_features`, which may be the bytes of a `.npy` file.
 
     Raises:
-        ValueError: if the bytes are no such file, or fewer than it claims: nothing is reserved for a claim.
+        ValueError: if the bytes are not such a file, or fewer than its header claims; nothing is preallocated.
     """
     if not isinstance(features, bytes):
         return np.asarray(features)
@@ -47,7 +46,7 @@ def as_patches(features: Any) -> np.ndarray:
 
 @dataclass
 class _Collator:
-    """What both collators share: waveforms and transcripts to a batch, augmented where asked."""
+    """Base of both collators: waveforms and transcripts to a batch, with optional augmentation."""
 
     processor: Any
     waveform_augmentation: WaveformAugmentation | None = None
@@ -56,8 +55,8 @@ class _Collator:
     def _batch(self, rows: Sequence[dict], generator: np.random.Generator) -> dict[str, torch.Tensor]:
         texts = [row.get("text") for row in rows]
         batch = {}
-        # The columns decide, not their values: a batch that lacks a modality has it all masked. Processes that train
-        # together must run the same modules, and wait for each other for ever where one leaves out SpecTran.
+        # The columns decide, not their values: a modality without values is fully masked. All ranks must run the same
+        # modules, and would deadlock if one skipped SpecTran.
         if any("text" in row for row in rows):
             batch.update(self.processor(text=[text or "" for text in texts], return_tensors="pt"))
             given = torch.tensor([text is not None for text in texts])
@@ -77,13 +76,13 @@ class _Collator:
         return batch
 
     def _extract_features(self, clips: list, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Patches of the clips; a row without one is wholly masked."""
+        """Patches of the clips; a row without one is fully masked."""
         extractor = self.processor.feature_extractor
         waveforms = []
         for clip in clips:
             waveform = np.zeros(1, np.float32) if clip is None else as_waveform(clip, extractor.sampling_rate)
             if self.waveform_augmentation is not None and clip is not None:
-                waveform = check_waveform(waveform, len(waveforms)).numpy()  # integers get their scale
+                waveform = check_waveform(waveform, len(waveforms)).numpy()  # scales integers
                 waveform = self.waveform_augmentation(waveform, extractor.sampling_rate, generator)
             waveforms.append(waveform)
         features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")
@@ -92,7 +91,7 @@ class _Collator:
         return self._augment_features(features, [extractor.count_frames(len(clip)) for clip in waveforms], generator)
 
     def _pad_features(self, clips: list, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Patches that were computed beforehand, padded to whole acoustic tokens."""
+        """Precomputed patches, padded to whole acoustic tokens."""
         extractor = self.processor.feature_extractor
         width, size = extractor.patch_frames * extractor.patch_bins, extractor.patches_per_token
         if self.waveform_augmentation is not None:
@@ -106,7 +105,7 @@ class _Collator:
         given = torch.tensor([clip is not None for clip in clips])
         features["input_features_mask"] = features["input_features_mask"] * given[:, None]
         steps = [len(clip) // (extractor.feature_size // extractor.patch_bins) for clip in patches]
-        # The last patch may be partly padding: how far, the patches no longer tell.
+        # The last patch may be partly padding; the patches do not show how much.
         return self._augment_features(features, [n * extractor.patch_frames for n in steps], generator)
 
     def _augment_features(
@@ -122,20 +121,20 @@ class _Collator:
 
 @dataclass
 class DataCollatorForCalmPreTraining(_Collator):
-    """Batches for [`CalmForPreTraining`]: every row has audio and a transcript.
+    """Data collator for [`CalmForPreTraining`]: every row has audio and a transcript.
 
     Args:
         processor ([`CalmProcessor`]): makes the tensors.
         waveform_augmentation, spec_augment (*optional*): for training.
         mlm_probability (`float`, defaults to 0.15): share of lexical tokens masked (80 % [MASK], 10 % random, 10 %
             kept: Devlin et al. 2019, section 3.1); 0 gives no `labels`.
-        mask_time_prob (`float`, defaults to 0.15): share of acoustic tokens masked, as Wav2Vec2 does, one span a
-            clip at least; 0 gives no `mask_time_indices`.
+        mask_time_prob (`float`, defaults to 0.15): share of acoustic tokens masked, as in Wav2Vec2, at least one span
+            per clip; 0 gives no `mask_time_indices`.
         mask_time_length (`int`, defaults to 1): acoustic tokens in a masked span.
-        draw_pairs (`bool`, defaults to `True`): whether to draw the neighbouring windows, `pair_indices`. With every
-            mask off and no pairs, as in evaluation, a batch is a function of its rows.
+        draw_pairs (`bool`, defaults to `True`): whether to draw neighbouring windows, `pair_indices`. Without masks
+            and pairs, as in evaluation, a batch is a function of its rows.
 
-    A call takes the rows and, optionally, the `numpy.random.Generator` of all draws; without one they depend on
+    A call takes the rows and, optionally, the `numpy.random.Generator` for all draws; without one they depend on
     torch's global random state. It returns the model's inputs; see [`CalmForPreTraining`].
 
     Example:
@@ -191,7 +190,7 @@ class DataCollatorForCalmPreTraining(_Collator):
         return batch
 
     def _mask_spans(self, tokens_mask: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-        """(B, T) bool, spans among the real tokens as Wav2Vec2 draws them, which it does from numpy's global state."""
+        """(B, T) bool, spans of real tokens drawn as in Wav2Vec2, which uses numpy's global random state."""
         from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices  # slow to import
 
         state = np.random.get_state()
@@ -211,14 +210,14 @@ class DataCollatorForCalmPreTraining(_Collator):
 
 @dataclass
 class DataCollatorForCalmClassification(_Collator):
-    """Batches for [`CalmForSequenceClassification`]: rows have audio, text or both, and a `label`.
+    """Data collator for [`CalmForSequenceClassification`]: rows have audio, text or both, and a `label`.
 
     Args:
         processor ([`CalmProcessor`]): makes the tensors.
         waveform_augmentation, spec_augment (*optional*): for training.
 
-    A call takes the rows and, optionally, the `numpy.random.Generator` of all draws. It returns the model's inputs;
-    `labels` where the rows have a `label`, long for classes, float for targets.
+    A call takes the rows and, optionally, the `numpy.random.Generator` for all draws. It returns the model's inputs,
+    with `labels` if the rows have a `label`: long for classes, float for targets.
 
     Example:
 
@@ -253,7 +252,7 @@ class DataCollatorForCalmClassification(_Collator):
         """(B,) classes as long, or (B,) or (B, K) float targets.
 
         Raises:
-            ValueError: names the first row whose label is missing, no number, or of another shape than the others.
+            ValueError: names the first row whose label is missing, not numeric, or shaped unlike the others.
         """
         arrays = [np.asarray(label) for label in given]
         for index, label in enumerate(arrays):
@@ -267,20 +266,20 @@ class DataCollatorForCalmClassification(_Collator):
 
 
 class SeededCollator:
-    """A training collator whose draws are a function of the seed, the epoch and the rows.
+    """Wraps a collator for training, making its draws a function of the seed, the epoch and the rows.
 
-    Whichever worker makes a batch, and whatever it made before, the batch is the same: a run that stopped and goes on
-    draws what it would have drawn. Rows that make another batch, or another epoch, draw anew.
+    A batch is the same whichever worker makes it, and whatever it made before: a resumed run draws what the
+    uninterrupted run would have drawn. Another batch or another epoch has other draws.
 
     Args:
         collator: called with the rows and a `numpy.random.Generator`, as the collators of this module are.
-        seed (`int`): of the run, not negative.
+        seed (`int`): seed of the run, non-negative.
 
-    A call takes rows that have `row`, their number in the data set (not negative), and returns the collator's batch
-    with `clips`, the `file_name` or else the number of each row.
+    A call takes rows with a `row` key, their non-negative index in the dataset, and returns the collator's batch with
+    `clips`, each row's `file_name` or else its index.
 
     Raises (from a call):
-        ValueError: if a row has no number.
+        ValueError: if a row has no `row`.
 
     Example:
 
@@ -297,10 +296,10 @@ class SeededCollator:
 
     def __init__(self, collator: Callable[[Sequence[dict], np.random.Generator], dict], seed: int):
         self.collator, self.seed = collator, seed
-        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by workers that outlive an epoch
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # shared with persistent workers
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw for this epoch from now on, in all workers."""
+        """Set the epoch of all further draws, in all workers."""
         self.epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[dict]) -> dict:

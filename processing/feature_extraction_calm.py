@@ -17,7 +17,7 @@ from transformers.utils import PaddingStrategy, TensorType
 from .log_mel_calm import count_frames, log_mel_spectrogram, normalize, patchify, real_frames, unpatchify
 from .waveforms_calm import as_clips, check_waveform
 
-# The settings of the extractor that the model must share, by their names in `CalmAudioConfig`.
+# The settings that extractor and model must share, from their names in `CalmAudioConfig` to those of the extractor.
 GEOMETRY = {
     "sampling_rate": "sampling_rate", "hop_length": "hop_length", "num_mel_bins": "feature_size",
     "patch_frames": "patch_frames", "patch_bins": "patch_bins", "token_frames": "token_frames",
@@ -29,17 +29,17 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
 
     The natural-log mel spectrogram (Hann window of 25 ms every 10 ms, Kaldi's mel scale from 20 Hz to half the
     sampling rate) is normalised over the real frames of the clip, cut into patches of
-    `patch_frames` x `patch_bins`, and filled up to whole acoustic tokens. Any length works; a clip shorter than one
+    `patch_frames` x `patch_bins`, and padded to whole acoustic tokens. Any length works; a clip shorter than one
     token gives one token.
 
     Args:
         feature_size (`int`, *optional*, defaults to 80):
             Mel bins, `M`.
         sampling_rate (`int`, *optional*, defaults to 16000):
-            Samples per second the waveforms must have (Hz).
+            Sampling rate that the waveforms must have (Hz).
         padding_value (`float`, *optional*, defaults to 0.0):
-            Value of masked patches, which the model never reads, and of what a clip's last patch lacks, which it does:
-            another than 0, the mean of a normalised clip, changes results.
+            Value of masked patches, which the model never reads, and of the padding in a clip's last patch, which it
+            does: a value other than 0, the mean of a normalised clip, changes results.
         n_fft (`int`, *optional*, defaults to 512):
             Points of the Fourier transform.
         win_length (`int`, *optional*, defaults to 400):
@@ -55,9 +55,9 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         do_normalize (`bool`, *optional*, defaults to `True`):
             Whether to normalise each clip; see `log_mel_calm.normalize`.
         dynamic_range (`float`, *optional*, defaults to 80.0):
-            dB between the clip's loudest bin and the floor.
+            Decibels between the clip's loudest bin and the floor.
         return_attention_mask (`bool`, *optional*, defaults to `False`):
-            Stays off: `attention_mask` is the text's key, patches are masked by `input_features_mask`.
+            Leave off: `attention_mask` is the text's key; patches are masked by `input_features_mask`.
 
     Example:
 
@@ -116,17 +116,17 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_audio_config(cls, audio_config: PreTrainedConfig, **kwargs: Any) -> Self:
-        """The extractor whose geometry is that of a [`CalmAudioConfig`]; other settings through `kwargs`."""
+        """Make an extractor with the geometry of a [`CalmAudioConfig`]; `kwargs` are its other settings."""
         return cls(**{own: getattr(audio_config, name) for name, own in GEOMETRY.items()}, **kwargs)
 
     def check_geometry(self, audio_config: PreTrainedConfig) -> None:
-        """Refuse a model that reads other patches; some geometries differ and still give tensors of one shape.
+        """Reject a model that reads other patches; different geometries may give tensors of the same shape.
 
         Args:
             audio_config ([`CalmAudioConfig`]): the model's.
 
         Raises:
-            ValueError: names each setting in which the two differ, and the remedy.
+            ValueError: names each setting that differs, and the remedy.
         """
         differences = [
             f"`{name}` {getattr(self, own)} and {getattr(audio_config, name)}"
@@ -161,7 +161,7 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
     def log_mel(
         self, clips: "Sequence[torch.Tensor] | torch.Tensor", device: str | torch.device | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """B clips of (N,) float32 samples to their natural-log mel spectrograms, before normalisation.
+        """Natural-log mel spectrograms of B clips of (N,) float32 samples, before normalisation.
 
         Returns:
             (B, F, M), F a multiple of `token_frames`, and the (B,) numbers of real frames.
@@ -199,11 +199,11 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
         Args:
             raw_speech: one waveform (N,), a list of waveforms, or an array (B, N); numpy, torch or lists of floats.
                 `uint8`, `int8`, `int16` and `int32` are scaled by the range of their type.
-            sampling_rate: samples per second of the waveforms (Hz); required, since a wrong rate would pass silently.
-            padding: `True` pads to the longest clip, `"max_length"` to `max_length`, `False` leaves each its length.
+            sampling_rate: samples per second of the waveforms (Hz); required, since a wrong rate would go unnoticed.
+            padding: `True` pads to the longest clip, `"max_length"` to `max_length`, `False` keeps each clip's length.
             max_length: in patches, rounded up to whole acoustic tokens.
             truncation: whether to cut clips longer than `max_length`.
-            pad_to_multiple_of: in patches, raised to the next common multiple with S.
+            pad_to_multiple_of: in patches, raised to its least common multiple with S.
             return_tensors: `"pt"` or `"np"`; by default numpy arrays.
             device: where the spectrogram is computed, and where it stays with `return_tensors="pt"`.
 
@@ -211,9 +211,9 @@ class CalmFeatureExtractor(SequenceFeatureExtractor):
             `input_features` (B, P, D) float32 and `input_features_mask` (B, P) int64, with P = T x S.
 
         Raises:
-            ValueError: for a missing or other `sampling_rate`, no clip or an empty one, NaN, infinity or samples
-                beyond all measure, what is no numbers, a clip with channels, 64-bit integers, or a (2, N) array, which
-                may be a stereo recording.
+            ValueError: for a missing or wrong `sampling_rate`, an empty batch or clip, NaN, infinite or absurdly large
+                samples, non-numeric input, a clip with channels, 64-bit integers, or a (2, N) array, which may be a
+                stereo recording.
         """
         if sampling_rate != self.sampling_rate:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""From waveform to log-mel spectrogram and on to linearised patches, batched, on any device.
+"""Waveforms to log-mel spectrograms to linearised patches, batched, on any device.
 
 Dimensions: B clips, N samples, F frames, M mel bins, P patches, D values in a patch.
 """
@@ -10,13 +10,13 @@ from functools import lru_cache
 import torch
 from transformers.audio_utils import mel_filter_bank
 
-# Power of a mel bin below which nothing is read, so that the logarithm of digital silence is finite. Our choice: far
-# below the 1e-9 of half a step of 16-bit PCM, or the level of a quiet recording would show.
+# Lower limit of a mel bin's power, so that the logarithm of digital silence is finite. Our choice: far below the 1e-9
+# of half a step of 16-bit PCM, or results would depend on the level of a quiet recording.
 SILENCE_POWER = 1e-20
-STEADY = 1e-4  # deviation of a log-mel spectrogram below which there is only the rounding of float32
+STEADY = 1e-4  # standard deviation of a log-mel spectrogram below which only float32 rounding is left
 CPU_BLOCK = 1024  # frames transformed at once, so that their spectra stay in the cache
-BAND = 16  # mel bins whose filters are applied together: few enough to share few frequencies, and a full vector
-LOWEST_FREQUENCY = 20.0  # Hz, below which microphones hold hum and offset, not speech; Kaldi's choice
+BAND = 16  # mel bins filtered together: few enough to span few frequencies, enough for a full SIMD vector
+LOWEST_FREQUENCY = 20.0  # Hz, below which there is hum and DC offset, not speech; Kaldi's choice
 
 
 @lru_cache(maxsize=8)
@@ -31,12 +31,12 @@ def mel_filters(
 ) -> list[tuple[slice, slice, torch.Tensor]]:
     """Triangular filters on Kaldi's mel scale, from 20 Hz to half the sampling rate, in bands.
 
-    A triangle covers few frequencies: of every 16 neighbouring mel bins only the rows that are not zero are kept, a
-    quarter of the matrix. Every row stands twice, for the squares of the real and the imaginary part.
+    A triangle covers few frequencies: for every 16 neighbouring mel bins only the non-zero rows are kept, a quarter of
+    the matrix. Every row occurs twice, for the squares of the real and the imaginary part.
 
     Returns:
-        Of each band the slice of a spectrum of 2 x (n_fft // 2 + 1) squares, the slice of mel bins, and the filters
-        between them.
+        For each band, its slice of the 2 x (n_fft // 2 + 1) squares of a spectrum, its slice of the mel bins, and the
+        filters from one to the other.
     """
     filters = mel_filter_bank(
         num_frequency_bins=n_fft // 2 + 1,
@@ -57,7 +57,7 @@ def mel_filters(
 
 
 def count_frames(num_samples: int | torch.Tensor, win_length: int, hop_length: int) -> int | torch.Tensor:
-    """Frames of a clip: those that lie wholly inside it, and one for a clip shorter than a frame."""
+    """Frames of a clip: those that lie entirely inside it, or one for a clip shorter than a frame."""
     frames = (num_samples - win_length) // hop_length + 1
     return frames.clamp(min=1) if isinstance(frames, torch.Tensor) else max(frames, 1)
 
@@ -68,16 +68,16 @@ def real_frames(num_frames: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def pack(clips: Sequence[torch.Tensor], win_length: int, hop_length: int) -> tuple[torch.Tensor, list[int]]:
-    """Lay clips end to end so that each begins at a multiple of the hop, and has at least one frame.
+    """Concatenate clips so that each begins at a multiple of the hop and has at least one frame.
 
-    Every frame of every clip is then one of a single row of frames, and no sample is there for the sake of a
-    rectangle. The frames that reach over two clips belong to none.
+    All clips then share a single sequence of frames, without padding to the longest. Frames that span two clips belong
+    to neither.
 
     Args:
         clips: B of (N,) samples.
 
     Returns:
-        The samples of all clips, and the B numbers of their first frames.
+        The samples of all clips, and the B indices of their first frames.
     """
     pieces, first, end = [], [], 0
     for clip in clips:
@@ -97,11 +97,11 @@ def log_mel_frames(
     bands = mel_filters(n_fft, num_mel_bins, sampling_rate, samples.device)
     log_mel = samples.new_empty(len(frames), num_mel_bins)
     block = min(len(frames), CPU_BLOCK if samples.device.type == "cpu" else len(frames))
-    windowed = samples.new_zeros(block, n_fft)  # zeros behind the window, written once
+    windowed = samples.new_zeros(block, n_fft)  # zeros after the window, written once
     for rows, result in zip(frames.split(block), log_mel.split(block), strict=True):
         torch.mul(rows, window, out=windowed[: len(rows), :win_length])
         spectrum = torch.fft.rfft(windowed[: len(rows)])  # (block, n_fft // 2 + 1)
-        squares = torch.view_as_real(spectrum).flatten(1).square_()  # of real and imaginary part in turn
+        squares = torch.view_as_real(spectrum).flatten(1).square_()  # real and imaginary parts alternate
         for frequencies, mel_bins, filters in bands:
             torch.mm(squares[:, frequencies], filters, out=result[:, mel_bins])
         result.clamp_(min=SILENCE_POWER).log_()
@@ -123,16 +123,16 @@ def log_mel_spectrogram(
     """Natural logarithm of the mel power spectrogram; frame `f` covers samples `[f * hop, f * hop + win)`.
 
     The floor lies `dynamic_range` below the clip's loudest bin. An absolute one would cut into quiet recordings, and
-    float32 carries no more than about 90 dB beside a loud frequency. Our choice.
+    float32 resolves only about 90 dB below a loud frequency. Our choice.
 
     Args:
         clips: B of (N,) float32 samples in [-1, 1].
         dynamic_range: in dB.
-        multiple_of: what F is filled up to a multiple of.
-        device: where to compute, by default where the clips are.
+        multiple_of: F is padded to a multiple of this.
+        device: where to compute; by default, where the clips are.
 
     Returns:
-        The spectrograms (B, F, M), meaningful in real frames, and the numbers of these, (B,).
+        The spectrograms (B, F, M), meaningful only in real frames, and the (B,) numbers of these.
     """
     samples, first = pack(clips, win_length, hop_length)
     samples = samples.to(device)
@@ -156,21 +156,21 @@ def log_mel_spectrogram(
 
 
 def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
-    """Make a clip independent of its level: zero mean over all its frames and mel bins, divided by deviation + 0.01.
+    """Normalise a clip's level: zero mean over all frames and mel bins, divided by the standard deviation + 0.01.
 
-    A mean in every bin would also remove the channel, and with it how high and how tense a voice is, which is what
-    emotion is read from. The statistics see real frames only. A clip that never moves, such as digital silence,
-    becomes zero: what rounding leaves of it is not blown up. Our choice.
+    Subtracting a mean per bin would also remove the channel, and with it the voice's pitch and tension, which convey
+    emotion. The statistics are over real frames only. A constant clip, such as digital silence, becomes zero, so that
+    rounding errors are not amplified. Our choice.
 
     Args:
         log_mel: (B, F, M) natural logarithms.
         num_frames: (B,) real frames of each clip.
 
     Returns:
-        (B, F, M), zero behind the real frames.
+        (B, F, M), zero after the real frames.
     """
     real = real_frames(num_frames, log_mel.shape[1])
-    share = real / num_frames[:, None]  # (B, F) of each frame in its clip
+    share = real / num_frames[:, None]  # (B, F) weight of each frame in its clip
     mean = (log_mel.mean(-1) * share).sum(1)
     centred = log_mel - mean[:, None, None]
     power = torch.linalg.vector_norm(centred, dim=-1).square() / centred.shape[-1]  # (B, F)
@@ -182,10 +182,10 @@ def normalize(log_mel: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
 def patchify(log_mel: torch.Tensor, patch_frames: int, patch_bins: int) -> torch.Tensor:
     """Cut (..., F, M) into linearised patches (..., P, D).
 
-    The patches of one time step stand together, low to high frequency, then those of the next step.
+    The patches of one time step are adjacent, from low to high frequency, followed by those of the next step.
 
     Raises:
-        ValueError: if frames or bins are not multiples of the patch.
+        ValueError: if frames or bins are not multiples of the patch size.
     """
     *batch, frames, bins = log_mel.shape
     if frames % patch_frames or bins % patch_bins:

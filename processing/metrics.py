@@ -1,7 +1,7 @@
-"""How well predictions agree with labels, each number with its formula: emotion classes, MOSEI labels, dimensions.
+"""Metrics of predictions against labels, each with its formula: emotion classes, MOSEI labels, emotion dimensions.
 
-numpy only; inputs are arrays, lists or CPU tensors, the labels first; shares are fractions, never per cent. Every
-function of two arguments also goes into [`bootstrap_interval`].
+numpy only; inputs are arrays, lists or CPU tensors, the labels first; rates are fractions, never percentages. Every
+function of two arguments also works with [`bootstrap_interval`].
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def _confusion(labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.ndim != 1 or labels.shape != predictions.shape or len(labels) == 0:
         raise ValueError(f"labels and predictions must be (N,), N > 0, got {labels.shape} and {predictions.shape}")
-    # numpy would make the class 0 and the name "0" equal, and a class of every logit.
+    # numpy would equate the class 0 with the name "0", and make a class of every logit.
     kinds = {labels.dtype.kind, predictions.dtype.kind}
     if not (kinds <= set("biu") or kinds <= set("USO")):
         raise ValueError(
@@ -42,9 +42,9 @@ def _confusion(labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
 def unweighted_average_recall(labels: ArrayLike, predictions: ArrayLike) -> float:
     r"""Mean recall over the classes that occur in the labels, $\frac{1}{K} \sum_k \frac{TP_k}{TP_k + FN_k}$.
 
-    The first number of speech emotion recognition (Schuller et al., "The INTERSPEECH 2009 Emotion Challenge"), since
-    a system that always says the most frequent class gets 1/K. A class absent from the labels has no recall and does
-    not count, in a bootstrap resample either.
+    The main metric of speech emotion recognition (Schuller et al., "The INTERSPEECH 2009 Emotion Challenge"), since a
+    system that always predicts the most frequent class gets 1/K. A class absent from the labels, as may be in a
+    bootstrap resample, has no recall and does not count.
 
     Example:
         >>> unweighted_average_recall([0, 0, 0, 1], [0, 0, 0, 0])
@@ -71,7 +71,7 @@ def weighted_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
 def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     r"""Mean over classes of $F_k = \frac{2 TP_k}{2 TP_k + FP_k + FN_k}$, as scikit-learn's `f1_score` defines it.
 
-    The classes are those in the labels or the predictions: one that is only predicted counts as 0.
+    The classes are those in the labels or the predictions: one that is only predicted scores 0.
 
     Example:
         >>> macro_f1(["sad", "sad", "calm"], ["sad", "sad", "sad"])
@@ -95,7 +95,7 @@ def weighted_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def classification_metrics(labels: ArrayLike, predictions: ArrayLike, class_names: Sequence[str]) -> dict[str, Any]:
-    """Everything that is reported of a single-label classifier, ready for JSON.
+    """All reported metrics of a single-label classifier, ready for JSON.
 
     Args:
         labels: True classes `(N,)`, indices into `class_names`.
@@ -104,7 +104,7 @@ def classification_metrics(labels: ArrayLike, predictions: ArrayLike, class_name
 
     Returns:
         `unweighted_average_recall`, `weighted_accuracy`, `macro_f1`, `weighted_f1`, `recall_per_class` (by name, None
-        for a class without clips), `confusion_matrix` (K lists of K counts, a row a true class), `class_names`,
+        for a class without clips), `confusion_matrix` (K lists of K counts, one row per true class), `class_names`,
         `num_clips`.
 
     Raises:
@@ -133,16 +133,16 @@ def classification_metrics(labels: ArrayLike, predictions: ArrayLike, class_name
 
 
 def multilabel_metrics(labels: ArrayLike, predictions: ArrayLike, class_names: Sequence[str]) -> dict[str, Any]:
-    r"""Weighted accuracy and weighted F1 of each class as CMU-MOSEI is scored, and their means.
+    r"""Weighted accuracy and weighted F1 of each class, as scored on CMU-MOSEI, and their means.
 
     For a class with $P$ positive and $N$ negative clips
 
     $$ \mathrm{WA} = \frac{TP \cdot N / P + TN}{2N} \qquad
        \mathrm{F1} = \frac{P}{P + N} \frac{2TP}{2TP + FP + FN} + \frac{N}{P + N} \frac{2TN}{2TN + FP + FN} $$
 
-    WA is the mean of the recalls of both kinds: Tong et al., ACL 2017 (P17-1142), used by Zadeh et al., "Multimodal
-    Language Analysis in the Wild", ACL 2018, and coded in github.com/shaoyent/multimodal-elmo. A class whose clips are
-    all positive or all negative has no WA (None) and does not count in the mean: our choice.
+    WA is the mean recall of positives and negatives: Tong et al., ACL 2017 (P17-1142), used by Zadeh et al.,
+    "Multimodal Language Analysis in the Wild", ACL 2018, and implemented in github.com/shaoyent/multimodal-elmo. A
+    class whose clips are all positive or all negative has no WA (None) and does not count in the mean: our choice.
 
     Args:
         labels: 0 or 1, `(N, K)`.
@@ -154,7 +154,7 @@ def multilabel_metrics(labels: ArrayLike, predictions: ArrayLike, class_names: S
         `weighted_f1_per_class` (by name), `num_clips`.
 
     Raises:
-        ValueError: If the shapes differ, a value is neither 0 nor 1, or no class has both kinds of clips.
+        ValueError: If the shapes differ, a value is neither 0 nor 1, or no class has both positive and negative clips.
 
     Example:
         >>> multilabel_metrics([[1], [0], [0]], [[1], [1], [0]], ["sad"])["weighted_accuracy_per_class"]
@@ -188,11 +188,11 @@ def multilabel_metrics(labels: ArrayLike, predictions: ArrayLike, class_names: S
 
 
 def concordance_correlation_coefficient(x: ArrayLike, y: ArrayLike) -> float:
-    r"""Agreement of two series in course, mean and scale, $\frac{2 s_{xy}}{s_x^2 + s_y^2 + (\bar x - \bar y)^2}$.
+    r"""Agreement of two series in shape, mean and scale, $\frac{2 s_{xy}}{s_x^2 + s_y^2 + (\bar x - \bar y)^2}$.
 
     Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", Biometrics 45, 1989, moments over N.
-    From -1 to 1; `x` and `y` are (N,). A constant series agrees with no other (0). Of two equal constants the formula
-    gives 0/0: they score 1 like all equal series, our choice.
+    From -1 to 1; `x` and `y` are (N,). A constant series scores 0 against any other. For two equal constants the
+    formula gives 0/0: they score 1 like all equal series, our choice.
 
     Raises:
         ValueError: If the shapes differ or are empty, or a value is not finite.

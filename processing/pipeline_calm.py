@@ -1,4 +1,4 @@
-"""The `"audio-text-classification"` pipeline: utterances in, labels or the nearest of some texts out.
+"""The `"audio-text-classification"` pipeline: utterances in, labels or ranked candidate texts out.
 
 Dimensions: B utterances, C candidate texts, K labels, E width of the aligned space.
 """
@@ -27,7 +27,7 @@ HINT = 'Give {"audio": "speech.wav", "text": "what is said"}, or one of the two.
 
 
 class NumberedItems(Dataset):
-    """The items of a list or a data set with their places, so that an error can name the item it is about."""
+    """The items of a list or dataset with their indices, so that an error can name the item it concerns."""
 
     def __init__(self, items: Sequence):
         self.items = items
@@ -40,25 +40,24 @@ class NumberedItems(Dataset):
 
 
 class AudioTextClassificationPipeline(ChunkPipeline):
-    """Labels of an utterance from its sound, its words or both, or the candidate texts that its sound is nearest to.
+    """Labels an utterance by its audio, its text or both, or ranks candidate texts by their closeness to its audio.
 
-    Classification needs a trained [`CalmForSequenceClassification`]; what it was not trained on (`config.modalities`)
-    is left out. A long recording, such as a call, is classified in chunks of the length of the clips it was trained on
-    (`chunk_length_s`).
+    Classification needs a trained [`CalmForSequenceClassification`]; a modality it was not trained on
+    (`config.modalities`) is ignored. Classify a long recording, such as a call, in chunks as long as the clips it was
+    trained on (`chunk_length_s`).
 
-    With `candidate_texts` any checkpoint of CALM scores texts against a clip, without training: the softmax over the
-    scaled cosines of the clip's embedding with those of the texts. The scale is the `logit_scale` that
-    [`CalmForPreTraining`] learned; the other classes lack it and take its initial value from the configuration, which
-    leaves the order right and the scores uncalibrated. A [`CalmForPreTraining`] that was trained to read
-    (`transcript_loss_weight`) tells much better apart what was said with `score_by="reading"`, the softmax over its
-    `score_transcripts`.
+    With `candidate_texts`, any CALM checkpoint scores texts against a clip zero-shot: the softmax over the scaled
+    cosines of the clip's embedding with those of the texts. The scale is the `logit_scale` that [`CalmForPreTraining`]
+    learned; the other classes lack it and use its initial value from the configuration, which leaves the order right
+    but the scores uncalibrated. A [`CalmForPreTraining`] trained to read (`transcript_loss_weight`) discriminates much
+    better with `score_by="reading"`, the softmax over its `score_transcripts`.
 
-    `pipeline("audio-text-classification", model=...)` loads the class that was saved, so that no head starts anew.
+    `pipeline("audio-text-classification", model=...)` loads the saved class, so that no head is newly initialised.
 
     Args:
         model: [`CalmForSequenceClassification`], [`CalmForPreTraining`] or [`CalmModel`].
-        processor ([`CalmProcessor`]): the one that was saved beside the model.
-        kwargs: `device`, `batch_size`, `num_workers` as in every pipeline; the options of a call, as defaults.
+        processor ([`CalmProcessor`]): the one saved with the model.
+        kwargs: `device`, `batch_size`, `num_workers` as in every pipeline; defaults for the options of a call.
 
     Example:
 
@@ -93,8 +92,8 @@ class AudioTextClassificationPipeline(ChunkPipeline):
                 " `CalmProcessor(CalmFeatureExtractor.from_audio_config(model.config.audio_config), tokenizer)`."
             )
         processor.feature_extractor.check_geometry(model.config.audio_config)
-        kwargs.pop("local_files_only", None)  # meant for the loading; `pipeline()` hands it on
-        super().__init__(model=model.eval(), processor=processor, **kwargs)  # after training, dropout would still draw
+        kwargs.pop("local_files_only", None)  # meant for loading; `pipeline()` passes it on
+        super().__init__(model=model.eval(), processor=processor, **kwargs)  # else dropout stays on after training
 
     def _sanitize_parameters(
         self,
@@ -133,7 +132,7 @@ class AudioTextClassificationPipeline(ChunkPipeline):
         return preprocess, forward, postprocess
 
     def _candidates(self, texts: list[str]) -> Mapping[str, torch.Tensor]:
-        """Candidate texts to `input_ids` and `attention_mask` (C, L); refuses those without a place in the space."""
+        """Candidate texts to `input_ids` and `attention_mask` (C, L); rejects those without a known word."""
         words = self.processor(text=texts, return_tensors="pt")
         special = torch.tensor(self.processor.tokenizer.all_special_ids)
         known = (~torch.isin(words["input_ids"], special)).any(-1)  # (C,)
@@ -146,31 +145,32 @@ class AudioTextClassificationPipeline(ChunkPipeline):
         """Classify utterances.
 
         Args:
-            inputs: an utterance, or a list, generator or data set of utterances. Each is a dict with `audio`, `text`
-                or both; other keys are not looked at. `audio` is a path, the bytes of a file, or samples (N,), which
-                have the model's rate unless a `sampling_rate` (Hz) stands beside them. The library's own forms,
+            inputs: an utterance, or a list, generator or dataset of utterances. Each is a dict with `audio`, `text`
+                or both; other keys are ignored. `audio` is a path, the bytes of a file, or samples (N,), at the
+                model's rate unless the dict has a `sampling_rate` (Hz). The library's own forms,
                 `{"array": ..., "sampling_rate": ...}` and `{"raw": ..., "sampling_rate": ...}`, and what a `datasets`
-                audio column yields, may be the value of `audio` or the whole utterance.
+                audio column yields can be given as `audio` or as the whole utterance.
             candidate_texts (`list[str]`, *optional*): score these texts against the audio instead of classifying;
-                `text` is not looked at then.
-            score_by (`str`, *optional*, defaults to `"embeddings"`): how candidate texts are scored, or `"reading"`.
-            chunk_length_s (`float`, *optional*): classify a longer recording in equal chunks of at most so many
-                seconds, each beside the whole text, and average their logits. Without it a recording is classified in
+                `text` is then ignored.
+            score_by (`str`, *optional*, defaults to `"embeddings"`): how candidate texts are scored: `"embeddings"` or
+                `"reading"`.
+            chunk_length_s (`float`, *optional*): classify longer recordings in equal chunks of at most this many
+                seconds, each with the whole text, and average their logits. By default a recording is classified in
                 one piece, which must fit into the language model. Candidate texts are scored against the whole clip.
-            top_k (`int`, *optional*): how many labels or texts to return, best first; None for all. Without it, the
-                best label alone as in text classification, and all texts as in zero-shot classification.
-            function_to_apply (`str`, *optional*): `"softmax"`, `"sigmoid"` or `"none"`. By default the first, the
-                second and the third for single-label, multi-label and regression models, and softmax over texts.
-            batch_size (`int`, *optional*): utterances, or chunks of them, in a batch; it does not change the scores.
-            num_workers (`int`, *optional*): 1 for a process that reads and prepares the audio meanwhile.
+            top_k (`int`, *optional*): how many labels or texts to return, best first; None for all. By default, the
+                best label alone as in text classification, or all texts as in zero-shot classification.
+            function_to_apply (`str`, *optional*): `"softmax"`, `"sigmoid"` or `"none"`. By default softmax, sigmoid
+                and none for single-label, multi-label and regression models, and softmax over texts.
+            batch_size (`int`, *optional*): utterances, or chunks of them, per batch; does not change the scores.
+            num_workers (`int`, *optional*): 1 to load and prepare the audio in a separate process.
 
         Returns:
-            `{"label": ..., "score": ...}`, or a list of these; for several utterances a list of that, or an iterator
-            where a generator or a data set was given.
+            `{"label": ..., "score": ...}`, or a list of these; for several utterances a list of such results, or an
+            iterator if given a generator or dataset.
 
         Raises:
-            ValueError, TypeError, AudioError: for an utterance without audio and text, or that cannot be read, with
-                its place among several; for a model without a trained classifier; see also [`CalmModel`].
+            ValueError, TypeError, AudioError: for an utterance that has neither audio nor text or cannot be read, with
+                its index among several; for a model without a trained classifier; see also [`CalmModel`].
         """
         if isinstance(inputs, Mapping) or _is_decoder(inputs):
             return super().__call__((None, inputs), **kwargs)
@@ -186,9 +186,9 @@ class AudioTextClassificationPipeline(ChunkPipeline):
     def preprocess(
         self, inputs: tuple[int | None, Mapping], audio_alone: bool = False, chunk_length_s: float | None = None
     ) -> Iterator[dict[str, Any]]:
-        """One utterance with its place to the tensors of the processor, chunk by chunk; what is missing is masked.
+        """An utterance with its index to the processor's tensors, chunk by chunk; a missing modality is masked.
 
-        Every chunk has the same keys, so that a batch may hold some with and some without audio or text.
+        Every chunk has the same keys, so that a batch may mix utterances with and without audio or text.
         """
         index, utterance = inputs
         rate = self.processor.feature_extractor.sampling_rate
@@ -222,22 +222,22 @@ class AudioTextClassificationPipeline(ChunkPipeline):
         return {"logits": logits, "is_last": is_last}
 
     def _score(self, model_inputs: dict, candidates: Mapping, score_by: str) -> torch.Tensor:
-        """Candidate texts against clips, (B, C)."""
+        """Scores of candidate texts against clips, (B, C)."""
         features = {name: value for name, value in model_inputs.items() if name.startswith("input_features")}
         words = {name: candidates[name].to(self.device) for name in ("input_ids", "attention_mask")}
         if score_by == "reading":
             scores = self._reader().score_transcripts(**words, **features)
-            return scores.clamp(min=torch.finfo(scores.dtype).min)  # a text without room is infinitely far
+            return scores.clamp(min=torch.finfo(scores.dtype).min)  # -inf where a text does not fit
         base = getattr(self.model, "calm", self.model)
         audio = base.get_audio_features(**features).pooler_output  # (B, E)
         texts = base.get_text_features(**words).pooler_output  # (C, E)
         scale = getattr(self.model, "logit_scale", None)
         scale = torch.tensor(self.model.config.logit_scale_init_value) if scale is None else scale
         scale = scale.float().clamp(max=MAX_LOGIT_SCALE).exp().to(audio.device)
-        return scale * audio.float() @ texts.float().T  # half floats would round them to 0.5
+        return scale * audio.float() @ texts.float().T  # half precision would round to steps of 0.5
 
     def _reader(self) -> PreTrainedModel:
-        """The model, if it was trained to read."""
+        """The model, if it can read transcripts."""
         if not hasattr(self.model, "score_transcripts"):
             raise ValueError(
                 f"`{type(self.model).__name__}` cannot read. Load the `CalmForPreTraining` of the pretraining run, or"
@@ -246,9 +246,9 @@ class AudioTextClassificationPipeline(ChunkPipeline):
         return self.model
 
     def _check_classifier(self) -> None:
-        """Refuse to classify by chance."""
+        """Reject a missing or untrained classifier."""
         classifier = getattr(self.model, "classifier", None)
-        # A new head has a bias of exactly zero, which no step of training leaves so.
+        # A new head has a bias of exactly zero, which any training step changes.
         if classifier is None or not classifier.bias.any():
             state = "has no classifier" if classifier is None else "has a classifier that was never trained"
             raise ValueError(
@@ -263,7 +263,7 @@ class AudioTextClassificationPipeline(ChunkPipeline):
         function_to_apply: str | None = None,
         labels: list[str] | None = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """The logits of one utterance, averaged over its chunks, to its ranked labels."""
+        """Logits of one utterance, averaged over its chunks, to its ranked labels."""
         config, best_alone = self.model.config, top_k == "" and labels is None
         if function_to_apply is None:
             problem = config.problem_type or (
@@ -278,17 +278,17 @@ class AudioTextClassificationPipeline(ChunkPipeline):
         return answers[0] if best_alone else answers[: top_k or None]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Save all that `pipeline(..., trust_remote_code=True)` needs: model, processor, and the code of all three.
+        """Save what `pipeline(..., trust_remote_code=True)` needs: the model, the processor and all code.
 
-        `push_to_hub` uploads the same. The base class would leave out the processor, and name a class to load the
-        model with that does not depend on which one it is.
+        `push_to_hub` uploads the same. The base class would omit the processor, and record a fixed class to load the
+        model with, whatever its own.
 
         Args:
-            save_directory: folder, made if it does not exist.
-            kwargs: of `PreTrainedModel.save_pretrained`.
+            save_directory: folder, created if it does not exist.
+            kwargs: arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: for `push_to_hub`, which would upload a part.
+            ValueError: for `push_to_hub`, which would upload only the model.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError(
@@ -303,12 +303,12 @@ class AudioTextClassificationPipeline(ChunkPipeline):
 
 
 def _is_decoder(value: Any) -> bool:
-    """Whether it is what a `datasets` audio column yields, unless told not to decode."""
+    """Whether it is the decoder that a `datasets` audio column yields unless created with `decode=False`."""
     return hasattr(value, "get_all_samples")
 
 
 def _read(utterance: Mapping, sampling_rate: int, seen: str) -> tuple[np.ndarray | None, str | None]:
-    """The waveform and the text of an utterance; `None` for what it lacks or a classifier was not trained on."""
+    """The waveform and the text of an utterance; `None` for what is missing or ignored by the classifier."""
     if _is_decoder(utterance):
         utterance = {"audio": utterance}
     if not isinstance(utterance, Mapping):

@@ -6,9 +6,9 @@ from typing import Any, Self
 from transformers import BatchFeature, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.processing_utils import ProcessorMixin
 
-# Lengths in pieces of text are not lengths in patches: beside text these are the tokenizer's alone.
+# Lengths in wordpieces are not lengths in patches: when text is given, these go to the tokenizer alone.
 LENGTHS = ("truncation", "max_length", "pad_to_multiple_of")
-# What the base class would otherwise take from the tokenizer.
+# Keeps the base class from taking these from the tokenizer.
 AUDIO_DEFAULTS = {"padding": True, "truncation": False, "max_length": None, "pad_to_multiple_of": None}
 
 
@@ -44,7 +44,7 @@ class CalmProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """Load the processor that was saved beside a model; arguments as in `ProcessorMixin.from_pretrained`.
+        """Load the processor that was saved with a model; arguments as in `ProcessorMixin.from_pretrained`.
 
         Raises:
             OSError: if the feature extractor or the tokenizer is missing; names the file and how to make it.
@@ -66,7 +66,7 @@ class CalmProcessor(ProcessorMixin):
     def prepare_inputs_layout(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> tuple:
-        """Leave the inputs as they are: the feature extractor tells one clip from a batch by itself."""
+        """Leave the inputs as they are: the feature extractor itself distinguishes one clip from a batch."""
         return images, text, videos, audio
 
     def __call__(self, audio: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
@@ -74,20 +74,20 @@ class CalmProcessor(ProcessorMixin):
 
         Args:
             audio: one waveform or a batch, as [`CalmFeatureExtractor`] takes them.
-            text (`str` or `list[str]`, *optional*): the transcripts, one a clip.
-            kwargs: `sampling_rate` (required with audio), `return_tensors`, `device`, `padding`; settings of one side
-                alone by `audio_kwargs={...}` or `text_kwargs={...}`. Beside text, `truncation`, `max_length`,
-                `pad_to_multiple_of` and `padding="max_length"` are the text's, and never cut or pad the audio.
-                Transcripts are padded to the longest, unless the call or the tokenizer says otherwise; a `max_length`
-                that the tokenizer carries counts where `truncation` or `padding="max_length"` asks for it.
+            text (`str` or `list[str]`, *optional*): the transcripts, one per clip.
+            kwargs: `sampling_rate` (required with audio), `return_tensors`, `device`, `padding`; settings of one
+                modality alone go in `audio_kwargs={...}` or `text_kwargs={...}`. With text, `truncation`,
+                `max_length`, `pad_to_multiple_of` and `padding="max_length"` apply to the text, and never cut or pad
+                the audio. Transcripts are padded to the longest, unless the call or the tokenizer says otherwise; the
+                tokenizer's own `max_length` applies only with `truncation` or `padding="max_length"`.
 
         Returns:
-            `input_ids`, `attention_mask` (B, L) and what else the tokenizer gives; `input_features` (B, P, D),
+            `input_ids`, `attention_mask` (B, L) and whatever else the tokenizer returns; `input_features` (B, P, D),
             `input_features_mask` (B, P).
 
         Raises:
-            ValueError: if the numbers of clips and transcripts differ, or `text` is no text or an empty list; see also
-                the feature extractor.
+            ValueError: if the numbers of clips and transcripts differ, or `text` is not text or an empty list; see
+                also the feature extractor.
         """
         if isinstance(text, list) and not text:
             raise ValueError("`text` holds no transcript; leave it out for audio alone.")
@@ -96,7 +96,7 @@ class CalmProcessor(ProcessorMixin):
         text_defaults = {} if "padding" in text_options else {"padding": True}
         needs_length = text_options.get("truncation") or text_options.get("padding") == "max_length"
         if "max_length" not in given and not needs_length:
-            text_defaults["max_length"] = None  # handed on without a use for it, the tokenizer's own brings a warning
+            text_defaults["max_length"] = None  # else the tokenizer's own, unused, raises a warning
         if text is not None:
             lengths = LENGTHS + (("padding",) if given.get("padding") == "max_length" else ())
             moved = [name for name in lengths if name in kwargs and name not in kwargs.get("text_kwargs", {})]

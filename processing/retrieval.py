@@ -1,7 +1,7 @@
-"""How well audio and text embeddings agree: retrieval in both directions, and the geometry of the aligned space.
+"""Metrics of audio-text alignment: retrieval in both directions, and the geometry of the aligned space.
 
-numpy only; inputs are arrays, lists or CPU tensors; shares are fractions, never per cent. Doubt is decided against the
-system: a tie in a ranking counts as lost, and what cannot be scored is an error and not a NaN in a table.
+numpy only; inputs are arrays, lists or CPU tensors; rates are fractions, never percentages. Doubt counts against the
+system: a tie in a ranking is lost, and what cannot be scored raises an error instead of giving NaN.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def _ranked_relevance(similarity: ArrayLike, relevant: ArrayLike) -> np.ndarray:
-    """Relevance (Q, C), bool, sorted from the best to the worst score, equal scores with the irrelevant ones first."""
+    """Relevance (Q, C), bool, sorted from the best to the worst score, with irrelevant candidates first in ties."""
     scores, relevant = np.asarray(similarity, dtype=np.float64), np.asarray(relevant)
     if scores.ndim != 2 or scores.shape != relevant.shape or relevant.dtype != bool:
         raise ValueError(
@@ -43,8 +43,8 @@ def _ranked_relevance(similarity: ArrayLike, relevant: ArrayLike) -> np.ndarray:
 def retrieval_ranks(similarity: ArrayLike, relevant: ArrayLike) -> np.ndarray:
     r"""Rank of the best relevant candidate of each query, $1 + |\{c \notin R : s_c \ge \max_{c' \in R} s_{c'}\}|$.
 
-    $R$ are the relevant candidates of the query and $s$ its scores, so that a tie counts against the system. This is
-    what an interval over queries resamples.
+    $R$ are the relevant candidates of the query and $s$ its scores, so that a tie counts against the system. Resample
+    these ranks for an interval over queries.
 
     Args:
         similarity: Scores `(num_queries, num_candidates)`, larger is closer; infinities are allowed.
@@ -71,8 +71,8 @@ def retrieval_metrics(similarity: ArrayLike, relevant: ArrayLike) -> dict[str, f
     $$ \mathrm{R@}k = \frac1Q \sum_q [r_q \le k] \qquad
        \mathrm{mAP@}k = \frac1Q \sum_q \frac{1}{\min(|R_q|, k)} \sum_{i=1}^{k} [c_{qi} \in R_q]\, P_q(i) $$
 
-    where $c_{qi}$ is the candidate at place $i$ and $P_q(i)$ the share of relevant ones among the first $i$. Dividing
-    by $\min(|R_q|, k)$, so that a perfect ranking scores 1, is our choice; TREC's `map_cut` divides by $|R_q|$.
+    where $c_{qi}$ is the candidate at rank $i$ and $P_q(i)$ the precision among the first $i$. Dividing by
+    $\min(|R_q|, k)$, so that a perfect ranking scores 1, is our choice; TREC's `map_cut` divides by $|R_q|$.
 
     Args:
         similarity: Scores `(num_queries, num_candidates)`, larger is closer; infinities are allowed.
@@ -100,13 +100,13 @@ def retrieval_metrics(similarity: ArrayLike, relevant: ArrayLike) -> dict[str, f
 def audio_text_retrieval(audio_embeds: ArrayLike, text_embeds: ArrayLike, texts: Sequence[str]) -> dict[str, float]:
     """Retrieval by cosine in both directions over the distinct transcripts.
 
-    Clip to text: the candidates are the distinct transcripts, one is right. Text to clip: the queries are the distinct
-    transcripts, every clip that says it is right. Transcripts are one when their strings are equal. Cosines are
-    rounded to 6 decimals, the resolution of float32 embeddings, so that rounding errors cannot break a tie: a
-    collapsed model scores 0 and not by luck.
+    Clip to text: the candidates are the distinct transcripts, one of which is correct. Text to clip: the queries are
+    the distinct transcripts, and every clip that says one is correct. Transcripts are the same if their strings are
+    equal. Cosines are rounded to 6 decimals, the resolution of float32 embeddings, so that rounding errors cannot
+    break a tie: a collapsed model scores 0, not a lucky value.
 
     Args:
-        audio_embeds: Embeddings of the clips `(num_clips, E)`, of any length.
+        audio_embeds: Embeddings of the clips `(num_clips, E)`, of any norm.
         text_embeds: Embeddings of their transcripts, row by row, `(num_clips, E)`.
         texts: Their transcripts, `num_clips` strings.
 
@@ -132,7 +132,7 @@ def both_directions(similarity: ArrayLike, relevant: ArrayLike, way: str = "") -
     Args:
         similarity: Scores `(num_clips, num_texts)`, larger is closer; infinities are allowed.
         relevant: Which texts are said in which clip, bool, same shape.
-        way: What tells these figures from others, between direction and measure of their names.
+        way: Infix between direction and metric in the names, to distinguish these figures from others.
 
     Raises:
         ValueError: See [`retrieval_metrics`].
@@ -153,10 +153,10 @@ def both_directions(similarity: ArrayLike, relevant: ArrayLike, way: str = "") -
 def audio_text_ranks(audio_embeds: ArrayLike, text_embeds: ArrayLike, texts: Sequence[str]) -> np.ndarray:
     """Rank of each clip's transcript among the distinct ones, `(num_clips,)`, as [`audio_text_retrieval`] scores it.
 
-    What an interval over clips resamples, and what is set against a property of the clips, such as their length.
+    Resample these for an interval over clips, or relate them to a property of the clips, such as their length.
 
     Args:
-        audio_embeds: Embeddings of the clips `(num_clips, E)`, of any length.
+        audio_embeds: Embeddings of the clips `(num_clips, E)`, of any norm.
         text_embeds: Embeddings of their transcripts, row by row, `(num_clips, E)`.
         texts: Their transcripts, `num_clips` strings.
 
@@ -173,7 +173,7 @@ def audio_text_ranks(audio_embeds: ArrayLike, text_embeds: ArrayLike, texts: Seq
 def _transcript_similarity(
     audio_embeds: ArrayLike, text_embeds: ArrayLike, texts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of the clips with the distinct transcripts, and which is said where, (num_clips, num_texts) each."""
+    """Cosines of clips with distinct transcripts, and which clip says which, (num_clips, num_texts) each."""
     audio, text = _paired_rows(audio_embeds, text_embeds)
     if len(texts) != len(audio):
         raise ValueError(f"there are {len(audio)} embeddings and {len(texts)} texts")
@@ -190,7 +190,7 @@ def _transcript_similarity(
 
 
 def _unit_rows(embeds: ArrayLike) -> np.ndarray:
-    """The rows of (N, E) at length 1, float64."""
+    """The rows of (N, E) scaled to norm 1, float64."""
     rows = np.asarray(embeds, dtype=np.float64)
     if rows.ndim != 2 or len(rows) == 0:
         raise ValueError(f"embeddings must have shape (N, E) with at least one row, got {rows.shape}")

@@ -1,16 +1,16 @@
-"""What is handed over as audio: one waveform after the other, checked, as float32."""
+"""Audio inputs as separate waveforms, each checked and converted to float32."""
 
 from typing import Any
 
 import numpy as np
 import torch
 
-# Full scale is 1, and PCM handed over as floats reaches 2^31. Far beyond, the power overflows in float32.
+# Full scale is 1, and PCM passed as floats reaches 2^31. Far beyond that, the power overflows in float32.
 MAX_AMPLITUDE = 1e15
 
 
 def as_clips(raw_speech: Any) -> list:
-    """One waveform, an array of waveforms or a list of them, as a list of waveforms."""
+    """Turn one waveform, or an array or list of waveforms, into a list of waveforms."""
     first = raw_speech[0] if isinstance(raw_speech, (list, tuple)) and raw_speech else raw_speech
     if isinstance(first, (str, bytes, dict)):
         raise ValueError("The feature extractor takes waveforms, not files. Read them with `processing.load_audio`.")
@@ -31,10 +31,10 @@ def as_clips(raw_speech: Any) -> list:
 
 
 def check_waveform(clip: Any, index: int) -> torch.Tensor:
-    """One waveform as a float32 tensor (N,); errors name its place in the batch."""
+    """Check a waveform and convert it to a float32 tensor (N,); errors name its index in the batch."""
     try:
         if not isinstance(clip, torch.Tensor):
-            clip = torch.from_numpy(np.require(clip, requirements=["C", "W"]))  # what torch can take without a copy
+            clip = torch.from_numpy(np.require(clip, requirements=["C", "W"]))  # what torch can wrap without a copy
         samples = clip.detach()
     except TypeError as error:
         raise ValueError(
@@ -58,7 +58,7 @@ def check_waveform(clip: Any, index: int) -> torch.Tensor:
         )
     samples = samples.float()
     low, high = samples.aminmax()
-    if not -MAX_AMPLITUDE <= low <= high <= MAX_AMPLITUDE:  # nor is NaN
+    if not -MAX_AMPLITUDE <= low <= high <= MAX_AMPLITUDE:  # also for NaN
         raise ValueError(
             f"Clip {index} holds NaN or infinity, or samples above {MAX_AMPLITUDE:g} where full scale is 1. Repair the"
             " recording or leave it out."

@@ -15,6 +15,7 @@ import report
 import timing
 import torch
 import training_steps
+from pretrain import PretrainingArguments
 
 QUICK = ["--quick", "--rounds", "1", "--threads", "1", "--device", "cpu"]
 FIELDS = {"subject", "case", "peer", "ours", "theirs", "unit", "ratio", "goal", "met"}
@@ -136,6 +137,16 @@ def test_the_table_and_the_json_are_whole(tmp_path, monkeypatch, capsys):
     assert all(set(line) >= FIELDS and line["met"] is None for line in result["figures"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + len(result["figures"])
+
+
+@pytest.mark.slow
+def test_batches_come_from_audio_and_from_features(tmp_path, minilm_folder):
+    """The loaders that are timed are those of `pretrain.py --streaming`."""
+    pytest.importorskip("espeakng_loader")
+    shards = loading.make_shards(tmp_path, "tiny", 6)
+    for kind in loading.GOALS:
+        _, loader = loading.open_loader(shards, kind, PretrainingArguments(audio_config="tiny"), 4)
+        assert len(next(iter(loader))["input_ids"]) == 4
 
 
 def test_waiting_is_the_share_of_a_step_that_the_batch_takes(monkeypatch):

@@ -1,8 +1,8 @@
-"""Every figure of `make bench`: one table, one JSON.
+"""Every measurement of `make bench`: one table, one JSON.
 
     python examples/benchmarks/bench.py
 
-See the scripts it runs for what each figure is, and how the peers are configured. Nothing else should run beside it.
+See the scripts it runs for what is measured and how the peers are configured. Run nothing else at the same time.
 """
 
 import encoder_memory

@@ -1,11 +1,11 @@
-"""Peak memory of a pretraining step over the batch size, with `contrastive_chunk_size` and without.
+"""Peak memory of a pretraining step by batch size, with and without `contrastive_chunk_size`.
 
     python examples/benchmarks/contrastive_memory.py
     python examples/benchmarks/contrastive_memory.py --batches 256 4096 --chunk 64 --audio_config base --device cuda
 
 A point is the forward and backward pass of the objectives of stage `fuse` on random clips of one length, whose words
-are drawn from a whole vocabulary, in a process of its own. Its figure is the peak above the level just before the
-step, so that neither inputs nor weights nor gradients count; `memory.py` says how it is taken.
+are drawn from a whole vocabulary, in its own process. It reports the peak above the level just before the step, so
+that inputs, weights and gradients do not count; `memory.py` says how it is measured.
 """
 
 import argparse
@@ -57,24 +57,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def measure(batch: int, chunk: int, argv: list[str]) -> int:
-    """`peak_of_a_step` in a process of its own."""
+    """`peak_of_a_step` in its own process."""
     return int(in_own_process(__file__, [*argv, "--batches", str(batch), "--chunk", str(chunk), "--point"]))
 
 
 def peak_of_a_step(options: argparse.Namespace) -> int:
-    """Bytes that a step needs at its peak above what it finds."""
+    """Peak memory of a step in bytes, above the level before it."""
     torch.manual_seed(0)
     weights = objectives(PretrainingArguments(stage="fuse", transcript_loss_weight=options.transcript))
     model = build_model(options, contrastive_chunk_size=options.chunk, **weights).to(options.device).train()
     batches = [draw_batch(options, clips) for clips in (8, options.batches[0])]
     small, batch = ({key: value.to(options.device) for key, value in batch.items()} for batch in batches)
     del batches
-    step(model, small)  # makes the gradients, and loads what libraries load late
+    step(model, small)  # allocates the gradients, and loads what libraries load lazily
     return peak_above(lambda: step(model, batch), options.device)
 
 
 def step(model: CalmForPreTraining, batch: dict[str, torch.Tensor]) -> None:
-    """Forward and backward; the gradients are written where the last step left them."""
+    """Forward and backward; the gradients reuse the memory of the last step's."""
     model.zero_grad(set_to_none=False)
     model(**batch).loss.backward()
 

@@ -1,10 +1,10 @@
-"""Peak memory of SpecTran and of the encoders of transformers, and how SpecTran's grows with the length.
+"""Peak memory of SpecTran and of transformers encoders, and how SpecTran's grows with the length.
 
     python examples/benchmarks/encoder_memory.py
 
-A forward pass for evaluation, batch 4, at 10 s and at 60 s; then one clip of 60 s and one of 600 s, whose growth over
-that of the length says whether memory is linear in it. The figure is the peak above the level before the pass, so that
-neither weights nor inputs count, each in a process of its own after a pass of a quarter of the batch: see `memory.py`.
+A forward pass in eval mode, batch 4, at 10 s and at 60 s; then one clip of 60 s and one of 600 s, which show whether
+memory is linear in the length. Measured is the peak above the level before the pass, so that weights and inputs do not
+count, each in its own process after a pass over a quarter of the batch: see `memory.py`.
 """
 
 import argparse
@@ -44,13 +44,13 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def in_process(name: str, seconds: int, batch: int, options: argparse.Namespace) -> int:
-    """[`peak_of_forward`] in a process of its own."""
+    """[`peak_of_forward`] in its own process."""
     point = [name, str(seconds), str(batch), "--device", options.device, "--dtype", options.dtype]
     return int(in_own_process(__file__, ["point", *point, *["--quick"] * options.quick], options.threads))
 
 
 def peak_of_forward(name: str, seconds: int, batch: int, options: argparse.Namespace) -> int:
-    """Bytes that a forward pass needs at its peak above what it finds."""
+    """Peak memory of a forward pass in bytes, above the level before it."""
     torch.manual_seed(0)
     encoder = ENCODERS[name](seconds, batch, size_of(options))
     few = {name: value[: max(1, len(value) // BATCH)] for name, value in encoder.inputs.items()}

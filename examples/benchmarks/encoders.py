@@ -1,15 +1,15 @@
-"""SpecTran beside the encoders of transformers: speed, cost over the length, padding, share of the machine's FLOP/s.
+"""SpecTran against transformers encoders: speed, cost by length, padding, share of the machine's FLOP/s.
 
     python examples/benchmarks/encoders.py
     python examples/benchmarks/encoders.py --device cuda --dtype bfloat16 --compile
 
-Forward passes for evaluation with the default attention of transformers (sdpa), batch 4, at 10 s and at 60 s;
-`peers.py` says how each is configured. Beside them:
+Forward passes in eval mode with the default attention of transformers (sdpa), batch 4, at 10 s and at 60 s; `peers.py`
+says how each is configured. In addition:
 
-- cost over the length: the same 600 s of audio as clips of 5, 60 and 600 s, ours alone; a ratio to the clips of 60 s;
-- padding: 16 clips of 1 to 20 s against 16 of 20 s, their times over their real tokens;
-- FLOP/s: those of the matrix products, with sdpa counted as the products it stands for, over those of one product of
-  4,096 x 4,096 matrices in the same rounds.
+- cost by length: the same 600 s of audio as clips of 5, 60 and 600 s, ours only; a ratio to the clips of 60 s;
+- padding: 16 clips of 1 to 20 s against 16 of 20 s, in time per real token;
+- FLOP/s: those of the matrix products, with sdpa counted as the equivalent products, relative to those of one product
+  of 4,096 x 4,096 matrices in the same rounds.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def mixed_batch(options: argparse.Namespace) -> list[dict]:
     full = spectran(longest, clips, size_of(options))
     width = full.model.config.patches_per_token
     windows = full.inputs["input_features"].shape[1] // width
-    real = torch.linspace(windows / longest, windows, clips).round().long()  # acoustic tokens of clips from 1 s on
+    real = torch.linspace(windows / longest, windows, clips).round().long()  # acoustic tokens of clips from 1 s up
     mask = (torch.arange(windows * width) < real[:, None] * width).long()
     mixed = full._replace(inputs=full.inputs | {"input_features_mask": mask})
     taken = interleave(

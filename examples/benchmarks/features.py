@@ -1,19 +1,19 @@
-"""Feature extraction beside the extractors of transformers and kaldi-native-fbank: seconds of audio a second.
+"""Feature extraction against the extractors of transformers and kaldi-native-fbank: seconds of audio per second.
 
     python examples/benchmarks/features.py
 
-All read the same 16 clips of 16 kHz from the same numpy arrays, make log-mel frames every 10 ms and give a tensor of
-the batch: 16 clips of 10 s, and 16 of 1 to 20 s. The rate counts the audio given, not what is padded. Ours makes 80
-bins of a 512-point transform, normalised and cut into patches. The peers, each by its fastest setting that reads all:
+All read the same 16 clips at 16 kHz from the same NumPy arrays, compute a log-mel frame every 10 ms and return one
+tensor for the batch: 16 clips of 10 s, and 16 of 1 to 20 s. The rate does not count padding. Ours computes 80 bins
+with a 512-point FFT, normalised and cut into patches. The peers, each with its fastest setting that reads all audio:
 
-- `ClapFeatureExtractor`: 64 bins as published, a 512-point transform, plain padding to the longest clip;
-- `ASTFeatureExtractor`: 80 bins, a 512-point transform, padding to the longest clip; with torchaudio where that is
-  installed, else by numpy;
-- `WhisperFeatureExtractor`: 80 bins, a 400-point transform; padded to the longest clip, and to 30 s as by default;
-- kaldi-native-fbank: 80 bins, a 512-point transform, clip after clip. Samples go in as a list, which is faster than
-  an array even with the conversion; two threads gain it nothing, since it keeps Python's lock.
+- `ClapFeatureExtractor`: 64 bins as published, a 512-point FFT, plain padding to the longest clip;
+- `ASTFeatureExtractor`: 80 bins, a 512-point FFT, padding to the longest clip; with torchaudio if it is installed,
+  else with NumPy;
+- `WhisperFeatureExtractor`: 80 bins, a 400-point FFT; padded to the longest clip, and to 30 s as by default;
+- kaldi-native-fbank: 80 bins, a 512-point FFT, clip by clip. Samples are passed as a list, which is faster than an
+  array even with the conversion; two threads gain nothing, since it holds the GIL.
 
-That what they compute agrees is the subject of `tests/test_log_mel_calm.py`.
+`tests/test_log_mel_calm.py` checks that their results agree.
 """
 
 import argparse
@@ -49,11 +49,11 @@ def measure(options: argparse.Namespace) -> list[dict]:
         seconds = interleave(candidates, options.rounds if options.quick else 4 * options.rounds)  # milliseconds each
         audio = sum(map(len, batch)) / RATE
         lines += rate_lines("features", case, seconds, audio, [name for name in candidates if name != "CALM"], GOAL)
-    return [entry | {"device": cpu_name()} for entry in lines]  # wherever the models run
+    return [entry | {"device": cpu_name()} for entry in lines]  # on the CPU, wherever the models run
 
 
 def draw_audio(lengths: np.ndarray) -> list[np.ndarray]:
-    """Noise of these lengths (s) in random order: no extractor looks at what it hears."""
+    """Noise of these lengths (s) in random order: no extractor's speed depends on the content."""
     generator = np.random.default_rng(0)
     return [
         generator.normal(scale=0.1, size=round(length * RATE)).astype(np.float32)
@@ -62,7 +62,7 @@ def draw_audio(lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def extractors(batch: list[np.ndarray]) -> dict[str, Callable[[], torch.Tensor]]:
-    """Every extractor on the batch, each as the features of all clips in one tensor, (B, ...)."""
+    """Every extractor on the batch, each returning the features of all clips in one tensor, (B, ...)."""
     longest = max(map(len, batch))
     ours = CalmFeatureExtractor()
     clap = ClapFeatureExtractor(

@@ -1,15 +1,15 @@
-"""What a user waits for: an hour of audio in one call, the imports, the first embedding.
+"""What a user waits for: an hour of audio in one call, imports, the first embedding.
 
     python examples/benchmarks/inference.py
 
-- An hour in one call of `get_audio_features` (small SpecTran, MiniLM's sizes, features given), beside a minute of it:
-  cost and peak memory above the level before, for each second of audio.
-- Imports, in fresh interpreters in turn: `import modeling_calm`, which needs torch and transformers itself and
-  registers with its Auto classes, against `import torch, transformers`, which loads of transformers only what is asked
-  for, that is next to nothing; and against the same with `AutoModel` and `PreTrainedModel`, without which no
-  model of transformers can be used or defined. The second is what CALM adds; the goal is put to both.
+- An hour in one call of `get_audio_features` (small SpecTran, MiniLM's sizes, features given), against one minute:
+  time and peak memory above the level before, per second of audio.
+- Imports, in fresh interpreters in turn: `import modeling_calm`, which itself needs torch and transformers and
+  registers with the Auto classes, against `import torch, transformers`, which loads next to nothing of transformers,
+  since its imports are lazy; and against the same with `AutoModel` and `PreTrainedModel`, without which no
+  transformers model can be used or defined. The second shows what CALM adds; the goal applies to both.
 - From the start of a fresh interpreter to the embedding of a clip of 10 s, from a folder with weights and processor:
-  CALM with base SpecTran and a BERT of base size beside `ClapModel` at its published size, both random.
+  CALM with base SpecTran and a base-size BERT against `ClapModel` at its published size, both with random weights.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def small_model() -> CalmModel:
 
 
 def patches(model: CalmModel, seconds: float) -> torch.Tensor:
-    """(1, P, D) noise."""
+    """Random patches, (1, P, D)."""
     config = model.config.audio_config
     tokens = round(seconds / config.seconds_per_token)
     return torch.randn(1, tokens * config.patches_per_token, config.patch_dim)
@@ -112,12 +112,12 @@ def hour(options: argparse.Namespace) -> list[dict]:
 
 
 def peak_in_process(seconds: int, options: argparse.Namespace) -> int:
-    """[`peak_of_call`] in a process of its own."""
+    """[`peak_of_call`] in its own process."""
     return int(in_own_process(__file__, ["point", str(seconds), options.device, options.dtype], options.threads))
 
 
 def peak_of_call(seconds: int, device: str, dtype: str) -> int:
-    """Bytes that one call of `get_audio_features` needs at its peak above what it finds."""
+    """Peak memory of one call of `get_audio_features` in bytes, above the level before it."""
     model = small_model().to(device, getattr(torch, dtype))
     first, given = (patches(model, length).to(device, model.dtype) for length in (1, seconds))
     with torch.no_grad():

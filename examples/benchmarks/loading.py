@@ -1,12 +1,12 @@
-"""How long a training step waits for data: the share of time, from FLAC and from features computed beforehand.
+"""The share of time that training steps wait for data, from FLAC and from precomputed features.
 
     python examples/benchmarks/loading.py
 
 The demo corpus as shards of `prepare_data.py`, streamed by the loader and the collator of `pretrain.py` with one
-worker, into steps of stage `align` on one thread: two cores in all. From FLAC, clips are decoded, augmented and turned
-into features; features get SpecAugment alone. SpecTran is the small one, the harder case: a larger one needs longer
-for a step and the loader does not. Waiting is the time from asking for a batch until it is there; the first two of a
-round do not count, for which the worker is only starting.
+worker, into steps of stage `align` on one thread: two cores in total. From FLAC, clips are decoded, augmented and
+turned into features; precomputed features get SpecAugment only. SpecTran is the small one, the harder case: a larger
+one slows down the step but not the loader. Waiting is the time from requesting a batch until it arrives; the first two
+of a round, while the worker starts, do not count.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def make_shards(folder: Path, audio_config: str, sentences: int | None) -> Path:
 
 
 def build_step(arguments: PretrainingArguments, options: argparse.Namespace):
-    """A step of stage `align`, on the batch given; the language model has MiniLM's sizes and random weights."""
+    """A step of stage `align` on a given batch; the language model has MiniLM's sizes and random weights."""
     text = BertConfig.from_pretrained(demo_language_model())
     settings = objectives(arguments)
     model = CalmForPreTraining(CalmConfig(audio_config=arguments.spectran(), text_config=text, **settings))
@@ -83,7 +83,7 @@ def build_step(arguments: PretrainingArguments, options: argparse.Namespace):
 
 
 def open_loader(shards: Path, kind: str, arguments: PretrainingArguments, clips: int) -> tuple:
-    """The stream and the loader that `pretrain.py --streaming` would make of the shards."""
+    """The stream and the loader that `pretrain.py --streaming` would create from the shards."""
     features = kind == "features"
     training = CalmTrainingArguments(
         output_dir=str(shards), per_device_train_batch_size=clips, dataloader_num_workers=1,
@@ -100,11 +100,11 @@ def open_loader(shards: Path, kind: str, arguments: PretrainingArguments, clips:
         mlm_probability=0.0,
         mask_time_prob=0.0,
     )
-    return stream, stream.dataloader(collator, processor, training)
+    return stream, stream.dataloader(collator, processor, training, max_tokens=None)
 
 
 def waiting_share(loader, step, steps: int, device: str) -> tuple[float, float]:
-    """The share of time that `steps` steps wait for their batch, and the time of one of them in seconds."""
+    """The share of time that `steps` steps wait for their batch, and the time per step in seconds."""
     batches = iter(loader)
     waited, start = 0.0, 0.0
     for number in range(steps):

@@ -1,8 +1,8 @@
-"""Peak memory of a piece of work above the level before it; for a fair comparison each in a process of its own.
+"""Peak memory of a piece of work above the level before it; for a fair comparison, each in its own process.
 
-On a GPU it is the peak of torch's allocator. On a CPU it is that of the resident set, where every block of more than
-64 KiB is given back when it is freed, the memory of imports cannot hide anything, and autograd's own bookkeeping
-counts too. Linux alone tells it.
+On a GPU it is the peak of torch's allocator. On a CPU it is that of the resident set: every block of more than 64 KiB
+is returned when it is freed, memory left over from imports cannot hide anything, and autograd's own bookkeeping counts
+too. Linux only.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def in_own_process(script: str, argv: list[str], threads: int = 1) -> str:
-    """What a script of this repository prints last, run by a fresh interpreter."""
+    """The last line that a script of this repository prints, run by a fresh interpreter."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     done = subprocess.run(
@@ -29,15 +29,15 @@ def in_own_process(script: str, argv: list[str], threads: int = 1) -> str:
 
 
 def peak_above(work: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that `work` needs at its peak above what it finds; run something like it before, which loads libraries."""
+    """Peak memory of `work` in bytes, above the level before it; run similar work first, which loads libraries."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what the work could take from the heap unseen
+    ctypes.CDLL(None).malloc_trim(0)  # returns heap memory that the work could reuse unnoticed
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM, the peak, to VmRSS: proc(5)
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak, to VmRSS: proc(5)
     work()
     return resident("VmHWM") - before
 

@@ -1,13 +1,13 @@
-"""The encoders that SpecTran is measured against, from random weights, and the same audio in the form of each.
+"""The encoders that SpecTran is compared with, from random weights, and the same audio in each one's input format.
 
-An encoder gets features, since features are a subject of their own (`features.py`); `Wav2Vec2Model` reads waveforms,
-which is its way. Width, depth, heads and feed-forward size are the same for all but `ClapAudioModel`, which has its
-published size. Each is given the setting that wastes least of its work, and reads all of the audio:
+An encoder gets features, since their extraction is measured separately (`features.py`); `Wav2Vec2Model` reads
+waveforms by design. Width, depth, heads and feed-forward size are the same for all except `ClapAudioModel`, which has
+its published size. Each has the setting that wastes the least work, and reads all of the audio:
 
 - `ASTModel` reads windows of 10 s, with its published patches: 16 x 16, stride 10, 128 bins. A longer clip is cut into
-  such windows, in one batch: in one piece its attention would take most of the time.
-- `WhisperEncoder` reads windows of 30 s. A shorter clip is padded to 30 s, as its feature extractor does; since that
-  wastes work, a second one has positions for just the clip. A longer clip is cut into windows of 30 s, in one batch.
+  such windows, in one batch: in one piece, attention would take most of the time.
+- `WhisperEncoder` reads windows of 30 s. A shorter clip is padded to 30 s, as by its feature extractor; since that
+  wastes work, a second one has positions for the clip only. A longer clip is cut into windows of 30 s, in one batch.
 - `ClapAudioModel` reads windows of 10 s of 1,001 frames and 64 bins: 60 s are six of them, in one batch.
 - `Wav2Vec2Model` reads clips of any length; its frame rate is 50 Hz.
 """
@@ -107,12 +107,12 @@ def size_of(options: argparse.Namespace) -> dict:
 
 
 def encoders_for(seconds: float) -> dict[str, Callable[[float, int, dict], Encoder]]:
-    """Those that differ at this length: from 30 s on, a Whisper encoder has nothing to pad."""
+    """The distinct encoders at this length: from 30 s on, a Whisper encoder has nothing to pad."""
     return {name: build for name, build in ENCODERS.items() if build is not whisper_padded or seconds < 30}
 
 
 def prepare(encoder: Encoder, device: str, dtype: torch.dtype, compiled: bool = False) -> Callable[[], torch.Tensor]:
-    """A forward pass of it for evaluation, without gradients."""
+    """A function that runs its forward pass in eval mode, without gradients."""
     model = encoder.model.eval().to(device, dtype)
     inputs = {
         name: value.to(device, dtype if value.is_floating_point() else None) for name, value in encoder.inputs.items()

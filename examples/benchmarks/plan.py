@@ -1,11 +1,11 @@
-"""What a pretraining takes: storage, steps, GPU hours, cost; from work measured here and rates that you assume.
+"""Estimate the cost of pretraining: storage, steps, GPU hours, money; from measured work and assumed rates.
 
     python examples/benchmarks/plan.py --hours 10000 --recordings FOLDER
     python examples/benchmarks/plan.py --hours 500 --audio_config small --text_layers 6 --text_width 384 --stage align
 
 Measured, on this machine: the floating-point operations of a training step (torch counts those of matrix products),
-and how much speech a CPU core decodes, augments and turns into features. Assumed, by the options: how much of a GPU's
-peak the training reaches, the cores beside it, prices. Derived: all the rest. Nothing here was timed on a GPU.
+and how much speech a CPU core decodes, augments and turns into features. Assumed, by the options: what share of a
+GPU's peak the training reaches, the CPU cores per GPU, prices. Derived: all the rest. Nothing here was timed on a GPU.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def count_operations(options: argparse.Namespace) -> float:
-    """Floating-point operations of a step for each second of audio; a multiplication and an addition are two."""
+    """Floating-point operations of a step per second of audio; a multiply-add counts as two."""
     chunk, arguments = None if options.no_recompute else COUNTED_CLIPS // 2, PretrainingArguments(stage=options.stage)
     model = build_model(
         options, contrastive_chunk_size=chunk, attn_implementation="eager", **objectives(arguments)
@@ -77,10 +77,10 @@ def count_operations(options: argparse.Namespace) -> float:
 
 
 def time_a_core(options: argparse.Namespace) -> dict[str, float]:
-    """Speech that a core prepares, in seconds a second of its own time, and the bytes of a second of speech.
+    """Speech that a core prepares, in seconds per second of CPU time, and the bytes of a second of speech.
 
     Raises:
-        ValueError: if there are no recordings where they should be.
+        ValueError: if the folder of recordings holds no FLAC file.
     """
     config, generator = read_audio_config(options), np.random.default_rng(0)
     extractor, rate = CalmFeatureExtractor.from_audio_config(config), config.sampling_rate
@@ -117,17 +117,17 @@ def time_a_core(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     bytes_a_second = sum(map(len, files)) / sum(map(len, clips)) * rate
     rates = {"core_rate": core_rate(from_audio), "feature_core_rate": core_rate(from_features)}
-    return rates | ({"flac_bytes": bytes_a_second} if options.recordings else {})  # noise is not compressed
+    return rates | ({"flac_bytes": bytes_a_second} if options.recordings else {})  # noise does not compress
 
 
 def assumptions(options: argparse.Namespace) -> dict[str, float]:
-    """What the plan takes for granted."""
+    """The assumptions of the plan."""
     names = ("hours", "passes", "seconds", "gpus", "cores", "peak", "utilisation", "batch", "price")
     return {name: getattr(options, name) for name in names}
 
 
 def derive(options: argparse.Namespace, work: dict[str, float]) -> dict[str, float]:
-    """The plan itself."""
+    """The derived part of the plan."""
     config, speech = read_audio_config(options), options.hours * 3600  # seconds
     clips, step = speech / options.seconds, options.batch * options.gpus
     gpu_rate = options.peak * 1e12 * options.utilisation / work["operations"]
@@ -188,7 +188,7 @@ LABELS = {
 
 
 def in_words(value: float) -> str:
-    """Whole numbers as they are, others by three digits; a comma every thousand."""
+    """Integers as they are, others with three significant digits; commas separate thousands."""
     if value >= 1e12:
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else f"{float(f'{value:.3g}'):,.10g}"

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model of a given geometry from random weights, and random batches for it."""
+"""Shared by the benchmarks: a randomly initialised model of a given geometry, and random batches for it."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ VOCABULARY, FIRST_WORD, MASK = 30522, 1000, 103  # of BERT
 
 
 def add_geometry(parser: argparse.ArgumentParser, **defaults) -> None:
-    """The options that say what is measured: both models, and the clips."""
+    """Add the options that define what is measured: both models, and the clips."""
     parser.add_argument("--audio_config", choices=("tiny", "small", "base"))
     parser.add_argument("--text_layers", type=int, help="Layers of a BERT of random weights.")
     parser.add_argument("--text_width", type=int, help="Its width; heads of 32 channels.")
@@ -23,7 +23,7 @@ def add_geometry(parser: argparse.ArgumentParser, **defaults) -> None:
 
 
 def describe(options: argparse.Namespace) -> dict:
-    """What figures hold for."""
+    """What the measurements are valid for."""
     names = ("audio_config", "text_layers", "text_width", "seconds", "words")
     return {name: getattr(options, name) for name in names} | {"torch": torch.__version__}
 
@@ -33,7 +33,7 @@ def read_audio_config(options: argparse.Namespace) -> CalmAudioConfig:
 
 
 def build_model(options: argparse.Namespace, **settings) -> CalmForPreTraining:
-    """SpecTran of a configuration file before a BERT, from random weights; `settings` are those of `CalmConfig`."""
+    """SpecTran of a configuration file with a BERT, from random weights; `settings` are those of `CalmConfig`."""
     text = {
         "vocab_size": VOCABULARY, "hidden_size": options.text_width, "num_hidden_layers": options.text_layers,
         "num_attention_heads": options.text_width // 32, "intermediate_size": 4 * options.text_width,

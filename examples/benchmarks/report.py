@@ -1,4 +1,4 @@
-"""What the scripts of `make bench` share: their options, a line of the table, the table, the JSON."""
+"""Shared by the scripts of `make bench`: their options, a line of the table, the table, the JSON."""
 
 import argparse
 import json
@@ -39,12 +39,12 @@ def line(
     goal: tuple[str, float] | None = None,
     **details,
 ) -> dict:
-    """A figure.
+    """One measurement.
 
     Args:
         ours, theirs: in `unit`.
-        value: what the goal is about; a ratio unless the case says otherwise.
-        goal: `("at least", 3.0)` or `("at most", 1.1)`; none where the figure is for information.
+        value: what the goal applies to; a ratio unless the case says otherwise.
+        goal: `("at least", 3.0)` or `("at most", 1.1)`; None if the measurement is only for information.
         details: whatever else a reader of the JSON needs.
     """
     met = None
@@ -59,11 +59,11 @@ def line(
 def rate_lines(
     subject: str, case: str, seconds: Seconds, audio: float, peers: list[str], goal: float | None
 ) -> list[dict]:
-    """SpecTran or CALM beside each peer, in seconds of audio a second; the goal is against the fastest of them.
+    """SpecTran or CALM against each peer, in seconds of audio per second; the goal applies to the fastest peer.
 
     Args:
         seconds: of `"CALM"` and each of `peers`, from [`interleave`].
-        audio: real audio that every one of them was given, in seconds.
+        audio: audio that each of them was given, without padding, in seconds.
     """
     found = []
     fastest = min(peers, key=lambda name: ratio(seconds, "CALM", name))
@@ -81,7 +81,7 @@ def rate_lines(
 
 
 def table(lines: list[dict]) -> str:
-    """The figures as a Markdown table."""
+    """The measurements as a Markdown table."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for entry in lines:
         goal = f"{entry['goal']['sense']} {entry['goal']['value']:g}" if entry["goal"] else ""
@@ -100,7 +100,7 @@ def in_words(value: float | None) -> str:
 
 
 def environment(options: argparse.Namespace) -> dict:
-    """What figures hold for."""
+    """What the measurements are valid for."""
     cuda = options.device.startswith("cuda")
     return {
         "device": torch.cuda.get_device_name() if cuda else cpu_name(),
@@ -110,7 +110,7 @@ def environment(options: argparse.Namespace) -> dict:
 
 
 def cpu_name() -> str:
-    """As Linux calls it; else "CPU"."""
+    """The name that Linux reports; else "CPU"."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((text.split(":", 1)[1].strip() for text in lines if text.startswith("model name")), "CPU")
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace, *subjects: Callable[[argparse.Namespace], l
     with threads(options.threads):
         for subject in subjects:
             result["figures"] += subject(options)
-            if options.quick:  # of toys, that says nothing
+            if options.quick:  # meaningless for toy sizes
                 result["figures"] = [entry | {"met": None} for entry in result["figures"]]
             if options.output is not None:
                 options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Candidates that do the same work, timed in turn in one run: what other programs do to the machine, they do to all.
+"""Interleaved timing of candidates that do the same work in one run: other load on the machine affects all alike.
 
-A round runs every candidate once, A B C A B C ..., and a ratio is taken within a round before the median over rounds
-is. A noisy minute moves numerator and denominator alike; the medians of two runs would not share it.
+A round runs every candidate once, A B C A B C ..., and ratios are computed within a round, before the median over
+rounds. A noisy minute affects numerator and denominator alike; the medians of two runs would not share it.
 """
 
 import time
@@ -12,17 +12,17 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-Seconds = dict[str, list[float]]  # of each candidate, one a round
+Seconds = dict[str, list[float]]  # by candidate, one per round
 MATMUL = "matrix product"
 
 
 def interleave(
     candidates: Mapping[str, Callable[[], object]], rounds: int = 7, warmups: int = 1, device: str = "cpu"
 ) -> Seconds:
-    """Time every candidate once a round, in the order given, after as many rounds that do not count.
+    """Time every candidate once per round, in the order given, after `warmups` rounds that do not count.
 
     Raises:
-        ValueError: if nothing is to be timed.
+        ValueError: if there is nothing to time.
     """
     if not candidates or rounds < 1:
         raise ValueError(f"There is nothing to time: {len(candidates)} candidates, {rounds} rounds.")
@@ -39,7 +39,7 @@ def interleave(
 
 
 def synchronize(device: str) -> None:
-    """Wait for what a GPU was told to do."""
+    """Wait for pending GPU work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
@@ -57,16 +57,16 @@ def spread(values: list[float]) -> dict[str, float]:
 def matrix_product(
     device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 4096
 ) -> tuple[Callable, float]:
-    """A product of two (size, size) matrices and its operations: the speed that the machine itself can reach."""
+    """A product of two (size, size) matrices and its operations, to measure the speed that the machine can reach."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return lambda: left @ right, 2.0 * size**3
 
 
 def count_operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products, where a multiplication and an addition are two.
+    """Floating-point operations of matrix products; a multiply-add counts as two.
 
-    Of the kernels of attention torch counts those of GPUs alone: let attention be `eager`, which is the same work in
-    plain matrix products.
+    torch counts attention kernels on GPUs only: use `eager` attention, which does the same work in plain matrix
+    products.
     """
     with FlopCounterMode(display=False) as counter:
         work()
@@ -76,7 +76,7 @@ def count_operations(work: Callable[[], object]) -> int:
 def share_of_peak(
     seconds: Seconds, ours: str, operations: float, matmul_operations: float
 ) -> tuple[float, list[float]]:
-    """The candidate's FLOP/s as a share of those of `MATMUL`: median within rounds; and its FLOP/s in every round."""
+    """The candidate's FLOP/s as a share of those of `MATMUL`, median of rounds; and its FLOP/s in every round."""
     rates = [operations / taken for taken in seconds[ours]]
     peaks = [matmul_operations / taken for taken in seconds[MATMUL]]
     return median(rate / peak for rate, peak in zip(rates, peaks, strict=True)), rates
@@ -84,7 +84,7 @@ def share_of_peak(
 
 @contextmanager
 def threads(number: int):
-    """Let torch compute on so many threads, and on as many as before afterwards."""
+    """Let torch compute on `number` threads, and restore the previous number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -1,19 +1,19 @@
-"""Training steps beside CLAP's and beside a dual encoder of the same sizes: seconds of audio trained a second.
+"""Training steps against CLAP and a dual encoder of the same size: seconds of audio trained on per second.
 
     python examples/benchmarks/training_steps.py
     python examples/benchmarks/training_steps.py --device cuda --dtype bfloat16 --profile
 
-A step is forward, loss, backward and AdamW (fused, as `Trainer` takes it) on a batch of 8 clips of 10 s with
-transcripts of 24 tokens, from random weights, features computed beforehand. In bfloat16 it runs under autocast.
+A step is forward, loss, backward and AdamW (fused, as in `Trainer`) on a batch of 8 clips of 10 s with transcripts of
+24 tokens, from random weights, with precomputed features. In bfloat16 it runs under autocast.
 
-- CALM, `align`: the base SpecTran against the word embeddings of a BERT of base size. **That BERT does not run**, in
-  neither direction: it is frozen, and the text target is the mean of word embeddings. This is the method, and the
-  largest part of the difference.
+- CALM, `align`: the base SpecTran against the word embeddings of a base-size BERT. **That BERT does not run**, neither
+  forward nor backward: it is frozen, and the text target is the mean of word embeddings. This is the method itself,
+  and accounts for most of the difference.
 - CALM, `fuse`: SpecTran and that BERT, on all objectives, of which the peers have one.
 - `ClapModel`, its own loss: the published configuration, HTS-AT and RoBERTa of base size, both trained.
-- dual encoder: `Wav2Vec2Model` and `BertModel` of base size and the symmetric InfoNCE over projected means. As its
-  library advises for fine-tuning, the convolutions are frozen and so have no backward pass; LayerDrop stays on as
-  published; no SpecAugment, which is no part of our step either.
+- dual encoder: `Wav2Vec2Model` and `BertModel` of base size with symmetric InfoNCE over projected means. As
+  transformers recommends for fine-tuning, the convolutions are frozen and so have no backward pass; LayerDrop stays on
+  as published; no SpecAugment, which is not part of our step either.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 class DualEncoder(nn.Module):
-    """`Wav2Vec2Model` and `BertModel`, the symmetric InfoNCE of Radford et al. 2021 over their projected means."""
+    """`Wav2Vec2Model` and `BertModel` with the symmetric InfoNCE of Radford et al. 2021 over their projected means."""
 
     def __init__(self, size: dict, projection_dim: int = 512):
         super().__init__()
@@ -66,7 +66,7 @@ class DualEncoder(nn.Module):
 
 
 def calm(stage: str, options: argparse.Namespace) -> tuple[nn.Module, dict]:
-    """CALM with what its stage leaves out of training frozen, as `pretrain.py` does, and a batch."""
+    """CALM with everything that its stage does not train frozen, as in `pretrain.py`, and a batch."""
     width = size_of(options)["hidden_size"]
     geometry = argparse.Namespace(
         audio_config="tiny" if options.quick else "base", text_width=width,
@@ -112,7 +112,7 @@ def loss_of(model: nn.Module, batch: dict) -> torch.Tensor:
 
 
 def prepare(model: nn.Module, options: argparse.Namespace) -> Callable[[dict], None]:
-    """A step of it on the batch given: forward, backward, AdamW."""
+    """A function that runs one training step on a given batch: forward, backward, AdamW."""
     model = model.train().to(options.device)
     forward = torch.compile(model) if options.compile else model
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)

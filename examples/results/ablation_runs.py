@@ -1,4 +1,4 @@
-"""One run of an ablation: trained in a process of its own, measured on the validation split."""
+"""One run of an ablation: trained in its own process, measured on the validation split."""
 
 import json
 import logging
@@ -27,11 +27,11 @@ from modeling_calm import CalmForPreTraining, CalmForSequenceClassification  # n
 
 CHANGES_SCRIPT = Path(__file__).with_name("changes.py")
 logger = logging.getLogger(__name__)
-measuring = threading.Lock()  # by one thread of this process at a time
+measuring = threading.Lock()  # one thread of this process at a time
 
 
 def train(folder: Path, options: dict) -> None:
-    """Run the script in a process of its own, on one thread.
+    """Run the script in its own process, on one thread.
 
     Raises:
         RuntimeError: if it fails; names its log.
@@ -55,14 +55,14 @@ def train(folder: Path, options: dict) -> None:
 
 
 def measure(folder: Path, data: DataArguments, emotion: DataArguments | None, batch_size: int) -> dict[str, list]:
-    """The facts about each clip that all measures are made of, (N, k) each, of validation clips alone."""
+    """The facts about each clip from which all measures are computed, (N, k) each, on validation clips only."""
     if checkpoint_kind(str(folder)) == CalmForSequenceClassification.__name__:
         return {"emotion": classified(folder, data, batch_size).tolist()}
     model, processor = load_checkpoint(str(folder), CalmForPreTraining)
     clips = read_split(data, data.validation_split, processor.feature_extractor.sampling_rate)
     space = measure_space(model, processor, clips, batch_size)
     facts = {"ranks": space.ranks[:, None], "words": space.words}
-    # Who was not trained to read comes last.
+    # A model that was not trained to read gets the last rank.
     last = np.full(len(space.ranks), len(space.ranks) + 1)
     facts["reading_ranks"] = (last if space.reading_ranks is None else space.reading_ranks)[:, None]
     if emotion is not None:
@@ -74,7 +74,7 @@ def measure(folder: Path, data: DataArguments, emotion: DataArguments | None, ba
 
 
 def classified(folder: Path, data: DataArguments, batch_size: int) -> np.ndarray:
-    """Classes and answers of a classifier, (N, 2)."""
+    """True and predicted classes of a classifier, (N, 2)."""
     model, processor = load_checkpoint(str(folder), CalmForSequenceClassification)
     modalities, rate = model.config.modalities, processor.feature_extractor.sampling_rate
     clips = read_split(data, data.validation_split, rate, text=modalities != "audio", label=True)
@@ -86,11 +86,11 @@ def classified(folder: Path, data: DataArguments, batch_size: int) -> np.ndarray
 def carry_out(
     folder: Path, options: dict, data: DataArguments, emotion: DataArguments | None, batch_size: int
 ) -> dict:
-    """The facts of one run: trained and measured, or read where that was done before.
+    """The facts of one run: trained and measured, or loaded if that was done before.
 
     Args:
         folder: the run's.
-        options: of the script, which stands among them, and what is changed.
+        options: of the script, plus `script` itself and the `change`, if any.
         data: what it is trained on.
         emotion: labelled speech for the linear probe of a pretrained model.
         batch_size: clips at once when measuring.

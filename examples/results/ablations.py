@@ -1,18 +1,18 @@
-"""What each ingredient is worth: variants of one recipe, several seeds, on validation.
+"""Ablations: variants of one recipe, several seeds, on the validation split.
 
     python examples/results/ablations.py --dataset SPEECH --emotion_dataset EMOTION --output_dir runs/ablations \
         --output runs/results/ablations.json
     python examples/results/ablations.py --recipes examples/configs/classifier_ablations.yaml --dataset EMOTION \
         --output_dir runs/ablations/classifier --output runs/results/ablations-classifier.json
 
-The recipe and its variants stand in a YAML file: options of `pretrain.py`, or of the `script` that it names; what no
-option leaves out is a `change` of `changes.py`. Every run is a process on one thread, `--jobs` of them side by side;
-its folder in `--output_dir` keeps what it measured, `facts.json`, and a finished run is not repeated. Figures are of
-the validation split: retrieval and word reading, the UAR of a classifier, or that of a linear probe, whose C and place
-are chosen there for every variant alike.
+A YAML file defines the recipe and its variants: options of `pretrain.py`, or of the `script` that it names; what no
+option can remove is a `change` of `changes.py`. Every run is a single-threaded process, `--jobs` of them in parallel;
+its folder in `--output_dir` keeps its measurements, `facts.json`, and a finished run is not repeated. Results are on
+the validation split: retrieval and word reading, the UAR of a classifier, or that of a linear probe, whose C and
+representation are selected there for every variant alike.
 
-A difference to the base has a 95 % bootstrap interval over the clips, paired, of the mean over seeds; beside it stand
-the differences of the single seeds, of which the interval says nothing.
+A difference from the base is a mean over seeds with a paired 95 % bootstrap interval over the clips; the differences
+of the individual seeds, whose variation the interval does not cover, are reported too.
 """
 
 import logging
@@ -46,7 +46,7 @@ BASE = "base"
 
 @dataclass
 class AblationArguments:
-    """What is varied, and where it goes."""
+    """What is varied, and where the results go."""
 
     recipes: str = field(default=str(CONFIGS / "ablations.yaml"), metadata={"help": "YAML of the base and variants."})
     variants: list[str] = field(default_factory=list, metadata={"help": "Those to run; by default all."})
@@ -59,14 +59,14 @@ class AblationArguments:
 
 
 class Measure(NamedTuple):
-    """A figure as a function of one fact (N, k) about each of N clips."""
+    """A metric as a function of one fact (N, k) about each of N clips."""
 
     fact: str
     metric: Callable[[np.ndarray], float]
 
 
 def average_precision(ranks: np.ndarray) -> float:
-    """mAP@10 of ranks: a clip has one right transcript, so its average precision is the reciprocal rank."""
+    """mAP@10 of ranks: a clip has one correct transcript, so its average precision is the reciprocal rank."""
     return float(np.where(ranks <= 10, 1 / ranks, 0.0).mean())
 
 
@@ -83,8 +83,8 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
     """The options of each run by the name of its variant, the base first.
 
     Raises:
-        ValueError: if the file is no mapping of a base and variants, lacks one that was chosen, names a script or a
-            change that there is not, or sets the data, which are given on the command line.
+        ValueError: if the file is not a mapping of a base and variants, lacks a chosen variant, names an unknown
+            script or change, or sets the data, which is given on the command line.
     """
     recipes = yaml.safe_load(Path(file).read_text())
     if not isinstance(recipes, dict) or set(recipes) - {"script"} != {BASE, "variants"}:
@@ -115,7 +115,7 @@ def read_recipes(file: str, chosen: list[str]) -> dict[str, dict]:
 
 
 def check_data(recipes: dict[str, dict]) -> None:
-    """Refuse variants whose added data are not there, before hours are spent on the others.
+    """Reject variants whose added data is missing, before hours are spent on the others.
 
     Raises:
         ValueError: names the folders, and where those of the shipped recipes come from.
@@ -129,7 +129,7 @@ def check_data(recipes: dict[str, dict]) -> None:
 
 
 def summarize(facts: dict[str, list[dict]]) -> dict:
-    """Means and spreads of all measures over the seeds of each variant, and differences to the base."""
+    """Means and deviations of all measures over the seeds of each variant, and differences from the base."""
     results = {}
     for name, seeds in facts.items():
         results[name] = {}
@@ -141,7 +141,7 @@ def summarize(facts: dict[str, list[dict]]) -> dict:
             spread = float(np.std(each, ddof=1)) if len(each) > 1 else None
             results[name][title] = {"mean": float(np.mean(each)), "standard_deviation": spread, "seeds": each}
             if name != BASE:
-                clips = np.zeros((own.shape[1], 1))  # what is resampled; a metric sees the facts alone
+                clips = np.zeros((own.shape[1], 1))  # a placeholder: a metric sees only the facts
                 interval = paired_bootstrap(lambda _, found, metric=metric: metric(found), clips, own, base)
                 by_seed = [one - other for one, other in zip(each, results[BASE][title]["seeds"], strict=True)]
                 results[name][title]["difference"] = {**interval._asdict(), "seeds": by_seed}

@@ -1,11 +1,11 @@
-"""What CALP does to the aligned space, and what each rate carries: a checkpoint beside itself before training.
+"""What CALP does to the aligned space, and what each rate encodes: a checkpoint before and after training.
 
     python examples/results/alignment.py --model runs/commands --dataset SPEECH --emotion_dataset EMOTION \
         --output runs/results/alignment.json
 
-Before means: the weights that its pretraining began with, the same language model and a SpecTran drawn from the same
-seed. Measured of both: retrieval, alignment, uniformity, modality gap and word reading; accuracy against the length
-of the audio; and what each rate carries, see `rates.py`. Beside the JSON stand its figures: `-similarity.png`,
+"Before" is the initial state of its pretraining: the same language model, and a SpecTran initialised from the same
+seed. Measured for both: retrieval, alignment, uniformity, modality gap and word reading; accuracy by length of the
+audio; and what each rate encodes, see `rates.py`. The figures are saved next to the JSON: `-similarity.png`,
 `-words.png`, `-length.png` and `-rates.png`.
 """
 
@@ -35,7 +35,7 @@ from processing.bootstrap import bootstrap_interval  # noqa: E402
 
 @dataclass
 class AlignmentArguments:
-    """What is looked at."""
+    """What is measured."""
 
     model: str | None = field(default=None, metadata={"help": "Folder of a run of pretrain.py."})
     split: str | None = field(
@@ -51,12 +51,12 @@ class AlignmentArguments:
 
 
 def before_training(folder: str) -> CalmForPreTraining:
-    """The model that a run's pretraining began with, drawn again from its options and its seed.
+    """The model that a run's pretraining began with, recreated from its options and its seed.
 
-    A run that went on from another (`--model`) began where that one did.
+    A run that continued from another (`--model`) began where that one did.
 
     Raises:
-        ValueError: if the folder is of no run, or its options no longer give a model of its shape.
+        ValueError: if the folder belongs to no run, or its options no longer give a model of its shape.
     """
     options, first = run_options(Path(folder)), folder
     while options.get("model"):
@@ -74,7 +74,7 @@ def before_training(folder: str) -> CalmForPreTraining:
 
 
 def refuse_other_shapes(before: CalmForPreTraining, after: CalmForPreTraining, folder: str) -> None:
-    """Refuse to compare models of two sizes.
+    """Refuse to compare models of different shapes.
 
     Raises:
         ValueError: names a weight in which they differ.
@@ -89,13 +89,13 @@ def refuse_other_shapes(before: CalmForPreTraining, after: CalmForPreTraining, f
 
 
 def by_length(space: AlignedSpace, durations: np.ndarray, bins: int) -> list[dict]:
-    """Accuracy of audio to text in groups of clips by their length, between its quantiles.
+    """Audio-to-text accuracy in groups of clips between quantiles of their length.
 
-    All groups have the same candidates, so a longer clip is not found among fewer.
+    All groups share the same candidates, so longer clips do not have fewer.
 
     Args:
         durations: (N,), in seconds.
-        bins: quantiles; clips of one length stay together, so that there may be fewer groups.
+        bins: number of groups; clips of equal length stay together, so that there may be fewer.
     """
     groups = np.searchsorted(np.quantile(durations, np.linspace(0, 1, bins + 1)[1:-1]), durations, side="right")
     found = []

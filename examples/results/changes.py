@@ -1,8 +1,8 @@
-"""Ingredients that no option leaves out, left out for an ablation: a script with a part of the package replaced.
+"""Ablation of ingredients that no option can remove: runs a script with a part of the package replaced.
 
     python examples/results/changes.py mean_pooling pretrain.py --config recipe.yaml
 
-What follows the name of the script are its options.
+The arguments after the name of the script are its options.
 """
 
 import sys
@@ -24,13 +24,13 @@ import pretrain  # noqa: E402
 
 
 def mean_of_window(pooling: CalmAudioPooling, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of a window's real sub-tokens (W, S, hidden), in place of the attentive pooling."""
+    """The mean of a window's real sub-tokens (W, S, hidden), instead of attentive pooling."""
     return masked_mean(pooling.layernorm(hidden_states), mask) + 0.0 * pooling.head_scores.weight.sum()
 
 
 @torch.no_grad()
 def statistics_about_zero(model: CalmModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """An aligned space whose origin is not moved to the mean of the word embeddings."""
+    """Statistics of an aligned space that is not centred on the mean of the word embeddings."""
     words = model.get_input_embeddings().weight.float()
     return torch.zeros(words.shape[1]), words.square().sum(-1).mean().sqrt()
 
@@ -39,7 +39,7 @@ WITHOUT_BANDS_AND_SILENCE = replace(
     pretrain.WAVEFORM_AUGMENTATION, band_limit_probability=0.0, silence_probability=0.0
 )
 SCRIPTS = {"pretrain.py": pretrain.main, "finetune.py": finetune.main}
-# By name, what is replaced: an object, its attribute, and what comes in its place.
+# Replacements by name: an object, its attribute, and the new value.
 CHANGES = {
     "mean_pooling": [(CalmAudioPooling, "forward", mean_of_window)],
     "no_centring": [(CalmModel, "vocabulary_statistics", statistics_about_zero)],
@@ -53,7 +53,7 @@ CHANGES = {
 
 @contextmanager
 def changed(name: str | None) -> Iterator[None]:
-    """The package with what `name` replaces, or as it is; in this process alone, and for all of its threads."""
+    """Apply the replacements of `name`, if any; in this process only, and for all of its threads."""
     with ExitStack() as stack:
         for place, attribute, value in CHANGES[name] if name else []:
             stack.enter_context(patch.object(place, attribute, value))

@@ -14,14 +14,14 @@ NAMES = {"before": "before CALP", "after": "after CALP"}
 
 
 def whiskers(intervals: list[dict]) -> tuple[list[float], np.ndarray]:
-    """Estimates, and how far their intervals reach below and above them, (2, N)."""
+    """Estimates, and how far their intervals extend below and above them, (2, N)."""
     estimates = [interval["estimate"] for interval in intervals]
     reach = [(one["estimate"] - one["low"], one["high"] - one["estimate"]) for one in intervals]
     return estimates, np.clip(np.transpose(reach), 0, None)
 
 
 def draw_length(results: dict) -> Figure:
-    """R@1 and reciprocal rank against the length of the clips, before and after CALP."""
+    """R@1 and reciprocal rank by length of the clips, before and after CALP."""
     figure = Figure(figsize=(8.4, 3.6))
     for axes, measure in zip(figure.subplots(1, 2, sharey=True), ("recall@1", "reciprocal_rank"), strict=True):
         for name, colour in COLOURS.items():
@@ -40,7 +40,7 @@ def draw_length(results: dict) -> Figure:
 
 
 def draw_rates(results: dict) -> Figure:
-    """What each rate carries: the clip's words and, where it was measured, the voice's emotion."""
+    """What each rate encodes: the words of the clip and, if measured, the emotion of the voice."""
     panels = {part: names for part, names in RATES.items() if part in results}
     figure = Figure(figsize=(4.4 * len(panels), 3.4))
     columns = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -58,7 +58,7 @@ def draw_rates(results: dict) -> Figure:
 
 
 def draw_ablations(ablations: dict) -> Figure:
-    """What each variant loses or gains beside the base, a panel a measure: the paired interval, and every seed."""
+    """The loss or gain of each variant against the base, one panel per measure: paired interval, and every seed."""
     variants = ablations["variants"]
     measures = {name: title for name, title in ABLATIONS.items() if name in ablations["base"]}
     figure = Figure(figsize=(1.6 + 2.3 * len(measures), 1.2 + 0.34 * len(variants)))
@@ -76,7 +76,7 @@ def draw_ablations(ablations: dict) -> Figure:
 
 
 def draw_differences(axes: Axes, found: list[dict]) -> None:
-    """Bars from 0, orange where the interval lies below it."""
+    """Bars from 0, orange if the interval lies below 0."""
     differences = [one["difference"] for one in found]
     estimates, reach = whiskers(differences)
     colours = [ORANGE if one["high"] < 0 else BLUE if one["low"] > 0 else GREY for one in differences]

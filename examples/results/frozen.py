@@ -1,12 +1,12 @@
 """Frozen representations of clips, and linear probes on them.
 
-A representation is the mean and the deviation over time of what an encoder makes of a clip; each system offers two
-places to read from, and both together. Which one, and the C of the probe, is decided on the validation split. Our
-choice:
+A representation is the mean and standard deviation over time of an encoder's states for a clip; each system offers
+two places to read from, and both together. The place, and the C of the probe, are selected on the validation split.
+Our choice:
 
 - CALM: `windows`, SpecTran's windows before the context layers, and `context`, its acoustic tokens;
 - peers: `middle`, the hidden states after half of the layers, and `last`, the last ones;
-- the spectrogram: `log_mel`, its logarithm, and `normalised`, what SpecTran reads, without the level of the clip;
+- the spectrogram: `log_mel`, its logarithm, and `normalised`, SpecTran's input, without the level of the clip;
 - eGeMAPS: its 88 functionals as they are.
 
 Dimensions: B clips, N positions, F width of a representation.
@@ -33,7 +33,7 @@ from scoring import load_checkpoint, load_config  # noqa: E402
 from speech_data import DataArguments, read_split  # noqa: E402
 
 SAMPLING_RATE = 16000  # Hz
-# Waveforms to the features (B, F) of each place to read from.
+# Maps waveforms to the features (B, F) of each place to read from.
 Representation = Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]]
 
 
@@ -45,10 +45,10 @@ class Clips(NamedTuple):
 
 
 def read_clips(data: DataArguments, *splits: str) -> tuple[dict[str, Clips], list[str]]:
-    """The splits, the first of which names the classes, and these.
+    """The splits, and the classes, which the first split defines.
 
     Raises:
-        ValueError: if the labels are no classes, or a split has classes that the first one lacks.
+        ValueError: if the labels are not classes, or a split has classes that the first one lacks.
     """
     datasets = {name: read_split(data, name, SAMPLING_RATE, text=False, label=True) for name in splits}
     head = describe_labels(datasets[splits[0]], data.label_columns())
@@ -62,7 +62,7 @@ def read_clips(data: DataArguments, *splits: str) -> tuple[dict[str, Clips], lis
 
 
 def from_checkpoint(folder: str, batch_size: int) -> Representation:
-    """What the frozen encoder of a pretrained CALM or peer tells.
+    """The representation of the frozen encoder of a pretrained CALM or peer.
 
     Raises:
         ValueError: if the folder holds neither.
@@ -97,7 +97,7 @@ def from_checkpoint(folder: str, batch_size: int) -> Representation:
 
 
 def log_mel_statistics(waveforms: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """What the spectrogram tells without any network, of 80 mel bins."""
+    """The representation of the spectrogram of 80 mel bins, without any network."""
     extractor, found = CalmFeatureExtractor(), {"log_mel": [], "normalised": []}
     for waveform in waveforms:
         log_mel, frames = extractor.log_mel([torch.as_tensor(waveform)])
@@ -108,7 +108,7 @@ def log_mel_statistics(waveforms: Sequence[np.ndarray]) -> dict[str, np.ndarray]
 
 
 def egemaps(waveforms: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """The functionals of eGeMAPS."""
+    """The eGeMAPS functionals."""
     return {"functionals": egemaps_functionals(waveforms, SAMPLING_RATE)}
 
 
@@ -117,7 +117,7 @@ def _with_both(places: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def group(folders: Sequence[str]) -> dict[str, list[str]]:
-    """Checkpoints by the kind of their encoder, `"calm"`, `"ast"` or `"wav2vec2"`; of one kind they are seeds."""
+    """Checkpoints by the kind of their encoder, `"calm"`, `"ast"` or `"wav2vec2"`; those of one kind are seeds."""
     groups: dict[str, list[str]] = {}
     for folder in folders:
         groups.setdefault(MODEL_TYPES.get(load_config(folder).model_type, "calm"), []).append(folder)
@@ -125,7 +125,7 @@ def group(folders: Sequence[str]) -> dict[str, list[str]]:
 
 
 class FittedProbe(NamedTuple):
-    """A representation of one seed, the place that is read, and the probe on it."""
+    """The representation of one seed, the place it is read from, and the probe on it."""
 
     represent: Representation
     place: str
@@ -142,7 +142,7 @@ def fit_system(
     """A probe for each seed of a system, all at the place with the best mean UAR on validation.
 
     Returns:
-        The probes, and the UAR on validation of every place, mean over seeds.
+        The probes, and the validation UAR of every place, mean over seeds.
     """
     probes: list[dict[str, Probe]] = []
     for represent in seeds:

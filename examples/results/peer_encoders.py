@@ -1,16 +1,16 @@
-"""Encoders of transformers in SpecTran's place: the same training, text target and probe, another network.
+"""transformers encoders in place of SpecTran: the same training, text target and probe, another network.
 
 `ASTModel` and `Wav2Vec2Model` from random weights, with SpecTran's width, heads and feed-forward size, and as many
-layers as it has inside the windows and across them. Everything finer is our choice, in favour of the peer where there
-is one:
+layers as it has inside and across windows together. Finer details are our choice, in the peer's favour where there is
+a choice:
 
-- `ASTModel` has its published patches, 16 frames x 16 bins every 10, on the spectrogram that SpecTran reads. Its input
-  has one fixed length; it is set by the training data and not to 10 s, most of which would be padding, and a longer
-  clip is read in windows of it. The padding is zero, the mean of the clip, and takes part, as published.
-- `Wav2Vec2Model` reads waveforms of zero mean and unit variance in its published convolutions and frames of 20 ms, the
-  channels scaled by the width (512 at 768), in steps of 32, which are faster. Its normalisation is that of the large
-  models (`feat_extract_norm="layer"`, `do_stable_layer_norm`): the other one takes statistics over time, padding
-  included. SpecAugment is its own, drawn in the model: at least one span of 200 ms a clip.
+- `ASTModel` has its published patches, 16 frames x 16 bins with stride 10, on the spectrogram that SpecTran reads. Its
+  fixed input length is set by the training data instead of 10 s, most of which would be padding, and a longer clip is
+  read in windows of that length. The padding is zero, the mean of the clip, and is not masked, as published.
+- `Wav2Vec2Model` reads waveforms of zero mean and unit variance with its published convolutions and frames of 20 ms;
+  the channels scale with the width (512 at 768), in multiples of 32, which are faster. Its normalisation is that of
+  the large models (`feat_extract_norm="layer"`, `do_stable_layer_norm`): the other one takes statistics over time,
+  padding included. It applies its own SpecAugment inside the model: at least one span of 200 ms per clip.
 
 Dimensions: B clips, P patches, D values in a patch, F frames, M mel bins, L frames of a window of AST, N positions.
 """
@@ -37,7 +37,7 @@ def peer_config(name: str, audio_config: CalmAudioConfig, max_length: int) -> Pr
         max_length: L, the frames that AST reads at once.
 
     Raises:
-        ValueError: if a patch of AST does not fit the spectrogram, or the width Wav2Vec2's groups of channels.
+        ValueError: if a patch of AST does not fit the spectrogram, or Wav2Vec2's channel groups do not fit the width.
     """
     size = {
         "hidden_size": audio_config.hidden_size,
@@ -66,10 +66,10 @@ def peer_config(name: str, audio_config: CalmAudioConfig, max_length: int) -> Pr
 
 
 class WaveformPatches(CalmFeatureExtractor):
-    """Waveforms in the form of CALM's batches: patches of samples, as many a second as the spectrogram's.
+    """Waveforms in the format of CALM's batches: patches of samples, as many per second as the spectrogram has.
 
-    So the collators, the Trainer and its meters serve an encoder of waveforms as well. A clip has zero mean and unit
-    variance, as `Wav2Vec2FeatureExtractor` makes it; its last patch is filled up with zeros, in any batch alike.
+    The collators, the Trainer and its meters thus also work for waveform encoders. A clip has zero mean and unit
+    variance, as from `Wav2Vec2FeatureExtractor`; its last patch is padded with zeros, independently of the batch.
     """
 
     @property
@@ -96,11 +96,11 @@ class WaveformPatches(CalmFeatureExtractor):
 
 
 class PeerEncoder(nn.Module):
-    """A peer that [`CalmForPreTraining`] takes for SpecTran: its frames are what the acoustic tokens are there.
+    """A peer that [`CalmForPreTraining`] can use as SpecTran: its frames serve as the acoustic tokens.
 
     Args:
-        encoder: the model of transformers.
-        extractor: of what it reads.
+        encoder: the transformers model.
+        extractor: extracts its inputs.
     """
 
     def __init__(self, encoder: PreTrainedModel, extractor: CalmFeatureExtractor):
@@ -110,12 +110,12 @@ class PeerEncoder(nn.Module):
     def encode_windows(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last hidden states (B, N, hidden) and the (B, N) bool mask of those that hear the clip."""
+        """The last hidden states (B, N, hidden) and the (B, N) bool mask of those that cover the clip."""
         states, real = self.run(input_features, input_features_mask)
         return states["last"], real
 
     def add_context(self, states: torch.Tensor, tokens_mask: torch.Tensor) -> torch.Tensor:
-        """The states as they are: the layers of a peer see the whole clip."""
+        """The states unchanged: the layers of a peer already see the whole clip."""
         return states
 
     def run(
@@ -147,7 +147,7 @@ class ASTFrames(PeerEncoder):
         states = {}
         for name, values in _layers(output).items():
             places = values.new_zeros(*heard.shape, values.shape[-1])
-            places[used] = values[:, 2:]  # behind the tokens of the class and of the distillation
+            places[used] = values[:, 2:]  # after the class and distillation tokens
             states[name] = places.flatten(1, 2)
         return states, heard.flatten(1, 2)
 

@@ -1,7 +1,7 @@
-"""What happens to recordings after training: other levels, noise, lines, silence, rates and cuts.
+"""Perturbations of test recordings: level, noise, telephone band, silence, sampling rate and cropping.
 
-Each is a pure function of a waveform (N,), its sampling rate in Hz and a `numpy.random.Generator`, from which noise
-alone draws; it returns a new float32 waveform. Which ones, and how strong, is our choice.
+Each is a pure function of a waveform (N,), its sampling rate in Hz and a `numpy.random.Generator`, which only noise
+uses; it returns a new float32 waveform. Their selection and strength are our choice.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ UNCHANGED = {"speed": None, "gain_db": None, "noise_probability": 0.0}
 
 
 def level(decibels: float) -> Perturbation:
-    """Louder or softer, clipped at full scale as a converter does it."""
+    """Louder or softer, clipped at full scale as by an A/D converter."""
     louder = WaveformAugmentation(**UNCHANGED | {"gain_db": (decibels, decibels)})
     return lambda waveform, rate, generator: louder(waveform, rate, generator).clip(-1.0, 1.0)
 
 
 def white_noise(snr_db: float) -> Perturbation:
-    """White Gaussian noise, so many dB below the level of the clip over all its length."""
+    """White Gaussian noise, `snr_db` dB below the level of the whole clip."""
     return WaveformAugmentation(**UNCHANGED | {"noise_snr_db": (snr_db, snr_db), "noise_probability": 1.0})
 
 
@@ -34,7 +34,7 @@ def leading_silence(seconds: float) -> Perturbation:
 
 
 def resampled(low_rate: int) -> Perturbation:
-    """Through another sampling rate and back, so that nothing above half of it is left; the length stays."""
+    """Resampled to `low_rate` and back, so that nothing above half of it is left; the length is kept."""
 
     def perturb(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
         back = soxr.resample(soxr.resample(np.asarray(waveform, np.float32), rate, low_rate), low_rate, rate)
@@ -44,7 +44,7 @@ def resampled(low_rate: int) -> Perturbation:
 
 
 def cropped(seconds: float) -> Perturbation:
-    """The beginning of the clip; a shorter one stays whole."""
+    """The beginning of the clip; a shorter one is unchanged."""
     return lambda waveform, rate, generator: np.array(waveform[: round(seconds * rate)], np.float32)
 
 

@@ -5,17 +5,17 @@
             --output_dir runs/peers/$encoder-0
     done
 
-The encoders differ, and nothing else does: data, augmentation, batch size, optimizer, rates, word embeddings as the
-target, and the contrast of clips and transcripts as the only objective. SpecTran's further objectives have no meaning
-for a peer and are left out for it as well. `peer_encoders.py` says how the peers are configured.
+Only the encoders differ. All else is the same: data, augmentation, batch size, optimizer, learning rates, word
+embeddings as the target, and the contrast of clips and transcripts as the only objective. SpecTran's other objectives
+have no meaning for a peer and are disabled for SpecTran too. `peer_encoders.py` describes the peers' configuration.
 
-**The budget** is seconds of training: waiting for data counts, as do the beginnings of the workers; reading the data
-set and building the model do not. First the step is timed, on a copy of the model and outside of the budget. From that
-follows the number of steps, 95 % of what fits, so that the schedule of the learning rate ends in time; where the
-machine slows down, training stops before the step that would not fit. `results.json` tells all of it. The weights are
-the last ones: a choice among checkpoints would be paid for by time that differs.
+**The budget** is seconds of training: waiting for data and worker startup count; reading the data set and building the
+model do not. First a step is timed, on a copy of the model and outside the budget. This determines the number of
+steps, 95 % of what fits, so that the learning-rate schedule ends in time; if the machine slows down, training stops
+before the step that would exceed the budget. `results.json` records all of it. The weights are the last ones: the cost
+of selecting a checkpoint would differ between encoders.
 
-The run's folder holds an encoder that `AutoModel` loads, or for `--encoder calm` a checkpoint of CALM.
+The run's folder holds an encoder that `AutoModel` loads, or a CALM checkpoint for `--encoder calm`.
 """
 
 import copy
@@ -51,8 +51,8 @@ from speech_data import DataArguments  # noqa: E402
 from streaming import StreamingArguments  # noqa: E402
 from training import SPEC_AUGMENT, WAVEFORM_AUGMENTATION, CalmTrainer, ModelArguments  # noqa: E402
 
-WARMUP_STEPS = 3  # of the timing: buffers are taken, workers are starting
-PLANNED_SHARE = 0.95  # of the budget; the rest is for a machine that slows down
+WARMUP_STEPS = 3  # before the timing: buffers are allocated, workers are starting
+PLANNED_SHARE = 0.95  # of the budget; the rest allows for a machine that slows down
 OBJECTIVES = {
     "audio_text_loss_weight": 1.0, "audio_audio_loss_weight": 0.0, "masked_language_loss_weight": 0.0,
     "masked_acoustic_loss_weight": 0.0,
@@ -80,7 +80,7 @@ class PeerArguments(ModelArguments):
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of training, step by step; ends a training whose next step would not fit into `budget` seconds."""
+    """Seconds of training, step by step; stops training if the next step would exceed `budget` seconds."""
 
     def __init__(self, budget: float = float("inf")):
         self.budget, self.ends = budget, []
@@ -94,15 +94,15 @@ class Stopwatch(TrainerCallback):
             control.should_training_stop = True
 
     def seconds_per_step(self) -> float:
-        """The mean of the steps after the warmup, waiting for data included."""
+        """The mean over the steps after the warmup, waiting for data included."""
         return (self.ends[-1] - self.ends[WARMUP_STEPS - 1]) / (len(self.ends) - WARMUP_STEPS)
 
 
 def steps_for(stopwatch: Stopwatch, seconds: float) -> int:
-    """The steps that fit into the planned share of `seconds`, given those that were timed.
+    """The steps that fit into the planned share of `seconds`, given the timed ones.
 
     Raises:
-        ValueError: if not a single one fits.
+        ValueError: if not even one fits.
     """
     each = stopwatch.seconds_per_step()
     beginning = stopwatch.ends[WARMUP_STEPS - 1] - WARMUP_STEPS * each
@@ -113,16 +113,16 @@ def steps_for(stopwatch: Stopwatch, seconds: float) -> int:
 
 
 def longest_input(durations: list[float], frames_per_second: float) -> int:
-    """Frames that AST reads at once: 95 % of the training clips, played slowly, are no longer; at most 1024."""
+    """Frames that AST reads at once: enough for 95 % of the training clips at the slowest speed; at most 1024."""
     slowest = min(WAVEFORM_AUGMENTATION.speed)
     frames = np.quantile(durations, 0.95) / slowest * frames_per_second
-    return min(1024, 16 + 10 * max(0, int(np.ceil((frames - 16) / 10))))  # patches of 16 every 10
+    return min(1024, 16 + 10 * max(0, int(np.ceil((frames - 16) / 10))))  # patches of 16 with stride 10
 
 
 def build(
     arguments: PeerArguments, processor: CalmProcessor, durations: list[float]
 ) -> tuple[CalmForPreTraining, CalmProcessor]:
-    """A model whose encoder starts from random weights, its language model frozen, and the processor of what it reads.
+    """A model with a randomly initialised encoder and a frozen language model, and the processor of its inputs.
 
     Args:
         processor: SpecTran's.
@@ -134,7 +134,7 @@ def build(
         extractor, audio_config = processor.feature_extractor, model.config.audio_config
         length = longest_input(durations, extractor.sampling_rate / extractor.hop_length)
         peer = build_peer(arguments.encoder, audio_config, length)
-        peer.encoder.config.apply_spec_augment = arguments.augment  # which Wav2Vec2 alone knows
+        peer.encoder.config.apply_spec_augment = arguments.augment  # used by Wav2Vec2 only
         model.calm.audio_model = peer
         processor = CalmProcessor(peer.extractor, processor.tokenizer)
     return model, processor
@@ -145,7 +145,7 @@ def trainer_for(model, processor, arguments, training, stopwatch, train, validat
     collator = copy.copy(evaluation)
     if arguments.augment:
         collator.waveform_augmentation = WAVEFORM_AUGMENTATION
-        collator.spec_augment = None if arguments.encoder == "wav2vec2" else SPEC_AUGMENT  # which draws its own
+        collator.spec_augment = None if arguments.encoder == "wav2vec2" else SPEC_AUGMENT  # which has its own
     return CalmTrainer(
         model=model,
         args=training,
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> dict:
     return results
 
 
-# As pretraining's, but nothing happens between the first step and the last.
+# As in pretraining, but without evaluation and saving between the first step and the last.
 DEFAULTS = PRETRAINING_DEFAULTS | {
     "output_dir": "runs/peer", "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
     "metric_for_best_model": None, "save_total_limit": None,

@@ -1,12 +1,12 @@
-"""Frozen representations under one linear probe: CALM, peers of its size, eGeMAPS, the spectrogram itself.
+"""Linear probes on frozen representations: CALM, peers of its size, eGeMAPS, the spectrogram itself.
 
     python examples/results/probes.py --models runs/peers/calm-* --peers runs/peers/ast-* runs/peers/wav2vec2-* \
         --dataset FOLDER --output results/probes.json
 
-Several `--models` are seeds of CALM, several `--peers` of one kind are seeds of that. A probe is trained on the
-training split, its C and the place to read from are chosen on the validation split (see `frozen.py`), and the test
+Several `--models` are seeds of CALM, several `--peers` of one kind are seeds of that peer. A probe is trained on the
+training split, its C and the place to read from are selected on the validation split (see `frozen.py`), and the test
 split is scored once. UAR is the mean over seeds, with a 95 % bootstrap interval over the clips of the test split; CALM
-is above another system where the paired interval of the difference excludes 0.
+is above another system if the paired interval of the difference excludes 0.
 """
 
 import logging
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ProbeArguments:
-    """What is probed, and beside what."""
+    """What is probed, and what it is compared with."""
 
     models: list[str] = field(default_factory=list, metadata={"help": "Pretrained CALM checkpoints; seeds."})
     peers: list[str] = field(
@@ -42,10 +42,10 @@ class ProbeArguments:
 
 
 def systems(arguments: ProbeArguments) -> dict[str, list]:
-    """The representations of every system, one a seed; `"calm"` first.
+    """The representations of every system, one per seed; `"calm"` first.
 
     Raises:
-        ValueError: if no CALM is named, or checkpoints stand under the wrong option.
+        ValueError: if no CALM checkpoint is named, or checkpoints are given to the wrong option.
     """
     models, peers = group(arguments.models), group(arguments.peers)
     if list(models) != ["calm"] or "calm" in peers:
@@ -60,7 +60,7 @@ def systems(arguments: ProbeArguments) -> dict[str, list]:
 
 
 def describe(fitted: list[FittedProbe], validated: dict[str, float], predictions: np.ndarray, labels: np.ndarray):
-    """The figures of one system, whose predictions are (seeds, N)."""
+    """The results of one system, whose predictions are (seeds, N)."""
     interval = bootstrap_interval(unweighted_average_recall, labels, predictions)
     seeds = [
         {"c": one.probe.c, "validation": one.probe.validation, "test": unweighted_average_recall(labels, found)}
@@ -76,7 +76,7 @@ def describe(fitted: list[FittedProbe], validated: dict[str, float], predictions
 
 
 def compare(found: dict[str, list], splits: tuple[Clips, Clips, Clips]) -> dict:
-    """The figures of CALM, and those of each other system with CALM's gain over it."""
+    """The results of CALM, and those of each other system with CALM's gain over it."""
     train, validation, test = splits
     figures, predictions = {}, {}
     for name, seeds in found.items():

@@ -1,22 +1,22 @@
-"""Which state of the code a figure is of."""
+"""The state of the code that a result was produced with."""
 
 import subprocess
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1]
-# What write_report.py writes itself, for git.
+# Git pathspecs that exclude what write_report.py itself writes.
 WRITTEN = [f":(top,exclude){name}" for name in ("README.md", "model_card.md", "examples/results/published")]
 
 
 def code_state() -> dict:
-    """The commit of this file's repository, and whether tracked files differ from it; `None` outside of a clone."""
+    """The commit of this file's repository, and whether tracked files differ from it; `None` outside a clone."""
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *WRITTEN)
     return {"commit": commit, "changed": None if commit is None else bool(changes)}
 
 
 def state_name(state: dict) -> str:
-    """A short word for what [`code_state`] found."""
+    """A short name for a state from [`code_state`]."""
     commit = state.get("commit")
     return "an unknown commit" if commit is None else commit[:7] + (" with changes" if state["changed"] else "")
 

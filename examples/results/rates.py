@@ -1,19 +1,19 @@
-"""What each rate of CALM carries: the voice's emotion and the clip's words, read by linear maps.
+"""What each rate of CALM encodes: the emotion of the voice and the words of the clip, read out by linear maps.
 
-A clip is a sequence at every rate. Mean and standard deviation over its real places make one vector of each, so that
-rates differ in what they hold and not in how they are pooled:
+At every rate, a clip is a sequence. Mean and standard deviation over its real positions turn each into one vector, so
+that rates differ in their content and not in their pooling:
 
-- `patches`: the spectrogram as it enters, 40 ms a patch by default; the projection of a patch is linear and would tell
-  a linear probe nothing else;
-- `sub_tokens`: the same places behind the layers inside their window;
-- `windows`: one vector a window, pooled, before any other window is seen;
-- `acoustic_tokens`: the same in view of the others, in the space of the word embeddings;
-- `utterance`: what the language model makes of all acoustic and, where they are given, lexical tokens.
+- `patches`: the input spectrogram, 40 ms per patch by default; the patch projection is linear and would add nothing
+  for a linear probe;
+- `sub_tokens`: the same positions after the layers inside their window;
+- `windows`: one pooled vector per window, before it sees any other window;
+- `acoustic_tokens`: the same with context from the other windows, in the space of the word embeddings;
+- `utterance`: the language model's states for all acoustic and, if given, lexical tokens.
 
-Emotion is told by the probe of `linear_probe.py`. Words are found by a ridge regression from the vector to the text
-target, by whose answers the transcripts are ranked: a linear map again, and one that any rate can be given, while
-only acoustic tokens lie in the space of words by themselves. There the language model is given no text, which would
-be the answer. Dimensions: B clips, N places of a sequence.
+Emotion is predicted by the probe of `linear_probe.py`. Words are retrieved by a ridge regression from the vector to
+the text target, whose predictions rank the transcripts: also a linear map, and one that fits any rate, while only
+acoustic tokens lie in the word embedding space by themselves. There the language model gets no text, which would be
+the answer. Dimensions: B clips, N positions of a sequence.
 """
 
 import sys
@@ -36,16 +36,16 @@ from processing.metrics import unweighted_average_recall  # noqa: E402
 from processing.retrieval import audio_text_ranks  # noqa: E402
 
 RATES = ("patches", "sub_tokens", "windows", "acoustic_tokens", "utterance")
-RIDGE = 0.01  # penalty of the ridge; the best of 0.001 to 3 for most rates on the validation split of CMU AN4
+RIDGE = 0.01  # ridge penalty; the best of 0.001 to 3 for most rates on the validation split of CMU AN4
 
 
 def sequences(
     model: CalmForPreTraining, batch: dict[str, torch.Tensor], words: bool
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The clips of a batch at each rate, (B, N, width), and which places are real, (B, N) bool.
+    """The clips of a batch at each rate, (B, N, width), and which positions are real, (B, N) bool.
 
     Args:
-        words: whether the language model sees the transcripts beside the acoustic tokens.
+        words: whether the language model sees the transcripts along with the acoustic tokens.
     """
     calm, spectran = model.calm, model.calm.audio_model
     patches, real = batch["input_features"], batch["input_features_mask"].bool()
@@ -87,10 +87,10 @@ def represent(
 def emotion_by_rate(
     models: dict[str, CalmForPreTraining], processor: CalmProcessor, splits: dict[str, Dataset], batch_size: int
 ) -> dict:
-    """UAR on `splits["test"]` of the probe at each rate, of every model; and what the last gains over the first.
+    """UAR on `splits["test"]` of the probe at each rate for every model, and the gain of the last over the first.
 
     Args:
-        models: by name, such as before and after a training.
+        models: by name, such as before and after training.
         splits: `train`, `validation` and `test`, with `label` and `text`.
     """
     labels = {split: np.asarray(dataset["label"]) for split, dataset in splits.items()}
@@ -120,12 +120,12 @@ def emotion_by_rate(
 def words_by_rate(
     models: dict[str, CalmForPreTraining], processor: CalmProcessor, splits: dict[str, Dataset], batch_size: int
 ) -> dict:
-    """Audio to text R@1 on `splits["test"]` by a ridge regression from each rate to the text target."""
+    """Audio-to-text R@1 on `splits["test"]` by ridge regression from each rate to the text target."""
     texts = read_by_tokenizer(processor, list(splits["test"]["text"]))
     results = {rate: {} for rate in RATES}
     for name, model in models.items():
         train, test = (represent(model, processor, splits[split], batch_size, False) for split in ("train", "test"))
-        # The word embeddings are frozen or nearly so: each model's own target is the fair one.
+        # The word embeddings are (nearly) frozen: each model's own target is the fair one.
         targets, goal = (embed(model, processor, splits[split], batch_size) for split in ("train", "test"))
         for rate in RATES:
             answers = ridge(train[rate], targets["text_embeds"], test[rate])
@@ -136,10 +136,10 @@ def words_by_rate(
 
 
 def ridge(features: np.ndarray, targets: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Answers (M, E) to queries (M, F) of the ridge regression from features (N, F) to targets (N, E).
+    """Predictions (M, E) for queries (M, F) by ridge regression from features (N, F) to targets (N, E).
 
-    Features are standardised, targets centred, in the dual form: there are fewer clips than features. The penalty is
-    `RIDGE` times the mean square norm of a clip, so that it means the same at every width.
+    Features are standardised and targets centred; it is solved in the dual form, since there are fewer clips than
+    features. The penalty is `RIDGE` times the mean squared norm of a clip, so that it is comparable at every width.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-8
     features, queries = (features - mean) / deviation, (queries - mean) / deviation

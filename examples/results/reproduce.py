@@ -1,13 +1,13 @@
-"""Everything behind the tables: synthetic speech, pretraining, classifiers, baselines, measurements, the report.
+"""Reproduce all tables: synthetic speech, pretraining, classifiers, baselines, measurements, the report.
 
     python examples/results/reproduce.py --data ../shared/data --recipe cpu
 
-A recipe (`examples/configs/results_*.yaml`) holds the options of every script. Steps run one after another, those that
-are many trainings as several processes side by side. Each leaves its output, its log and a note in the folder of
-results, `notes/STEP-NUMBER.json`: what was asked for, at which commit, and the seconds it took once it is done. What
-is done is not run again, so that an interrupted command is repeated as it stands; under other options it is refused,
-and the report tells which steps ran at which commits. Choices are made on validation splits. Test splits are read by
-the measurements at the end, and by `finetune.py`, which scores its last weights on them and leaves the figures unused
+A recipe (`examples/configs/results_*.yaml`) holds the options of every script. Steps run one after another; those with
+many trainings run them as several processes in parallel. Each command leaves its output, its log and a note in the
+results folder, `notes/STEP-NUMBER.json`: its options, the commit, and the seconds it took once it is done. Finished
+commands are not run again, so to resume after an interruption, repeat the same call; other options are rejected, and
+the report lists which steps ran at which commits. All choices are made on validation splits. Test splits are read by
+the measurements at the end, and by `finetune.py`, which scores its last weights on them; those scores are not used
 here.
 """
 
@@ -42,10 +42,10 @@ class Command:
 
     Args:
         script: path below `examples/`.
-        options: by name; a list becomes several words, and what is None is left out.
+        options: by name; a list becomes several words, and None is omitted.
         output: the file that a finished command leaves.
-        resumable: whether the script goes on by `--resume` where it was interrupted.
-        restarts: whether what an interrupted run left has to go first: the folder of `output`.
+        resumable: whether the script continues with `--resume` after an interruption.
+        restarts: whether the folder of `output`, left by an interrupted run, must be removed first.
     """
 
     script: str
@@ -65,7 +65,7 @@ class Command:
 
 @dataclass
 class Step:
-    """Commands that do not need each other."""
+    """Commands that do not depend on each other."""
 
     name: str
     commands: list[Command] = field(default_factory=list)
@@ -73,14 +73,14 @@ class Step:
 
 
 def with_config(settings: dict) -> dict:
-    """Settings, over those of the file of `examples/configs` where they name one as `config`."""
+    """Settings, merged over those of the file in `examples/configs` that they name as `config`, if any."""
     file = settings.get("config")
     found = {} if file is None else yaml.safe_load((EXAMPLES / "configs" / file).read_text())
     return found | {name: value for name, value in settings.items() if name != "config"}
 
 
 def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
-    """All steps, in the order in which they need each other."""
+    """All steps, in the order of their dependencies."""
     corpora = {name: str(data / name) for name in CORPORA}
     commands, read, words, aligned = (
         corpora["speech_commands"],
@@ -91,7 +91,7 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
     options = {"transcripts": [commands, read], "output": str(words), **recipe["words"]}
     yield Step("words", [Command("word_corpus.py", options, words / "train" / "metadata.csv")])
     added = [commands, *[read, commands] * (recipe["real_share"] - 1), str(words)]
-    mixture = {"dataset": read, "added_datasets": added}  # the harder corpus chooses among checkpoints
+    mixture = {"dataset": read, "added_datasets": added}  # checkpoints are selected on the harder corpus
     options = {**mixture, "output_dir": str(aligned), **recipe["pretrain"]}
     yield Step("calm", [Command("pretrain.py", options, aligned / "results.json", resumable=True)], alone=True)
     for corpus in EMOTIONS:
@@ -158,7 +158,7 @@ def steps(recipe: dict, data: Path, folder: Path) -> Iterator[Step]:
 
 
 def is_done(command: Command, note: Path) -> bool:
-    """Whether a note tells that the command ended well.
+    """Whether a note records that the command succeeded.
 
     Raises:
         ValueError: if the note is of a command with other options.
@@ -186,7 +186,7 @@ def run(command: Command, note: Path, threads: int) -> None:
     if command.restarts:
         shutil.rmtree(command.output.parent, ignore_errors=True)
     if command.resumable:
-        command.output.unlink(missing_ok=True)  # nobody noted that it was over
+        command.output.unlink(missing_ok=True)  # its completion was not noted
     log = note.with_suffix(".txt")
     log.parent.mkdir(parents=True, exist_ok=True)
     told = {"script": command.script, "options": command.options, **code_state(), "seconds": None}
@@ -202,10 +202,10 @@ def run(command: Command, note: Path, threads: int) -> None:
 
 
 def reproduce(all_steps: Iterator[Step], folder: Path, jobs: int) -> None:
-    """Run the steps; `steps.json` gets the seconds each took, over all calls that it took.
+    """Run the steps; `steps.json` gets the seconds each took, summed over all calls.
 
     Raises:
-        RuntimeError, ValueError: see [`run`]; the commands beside the one that failed end first.
+        RuntimeError, ValueError: see [`run`]; commands running in parallel with the one that failed end first.
     """
     file, cores = folder / "steps.json", os.cpu_count() or 1
     seconds = json.loads(file.read_text()) if file.exists() else {}

@@ -1,15 +1,15 @@
-"""What is lost on recordings unlike those of training: UAR and R@1 under perturbations of the test clips.
+"""Robustness to recordings unlike those of training: UAR and R@1 under perturbations of the test clips.
 
     python examples/results/robustness.py --models runs/emotion/calm-* --compare_models runs/emotion/scratch-* \
         --probes runs/peers/calm-* runs/peers/ast-* runs/peers/wav2vec2-* --dataset EMOTION \
         --retrieval_models runs/commands --retrieval_dataset SPEECH --output runs/results/robustness.json
 
-The systems: fine-tuned classifiers, linear probes on frozen encoders and on eGeMAPS, and search by sound for the
-transcript, by embeddings and by reading. Networks were trained with speed, silence, band, noise and level varied, as
-`training.py` does; probes and eGeMAPS were fitted on clean clips. The test split is read once, and all systems get the
-same perturbed clips; noise is drawn from the number of the clip. A figure is a mean over seeds with a 95 % bootstrap
-interval over the clips, and a change the paired difference to the clean clips. `perturbations.py` says what is done to
-them. Beside the JSON stands the table as Markdown.
+The systems: fine-tuned classifiers, linear probes on frozen encoders and on eGeMAPS, and audio-to-text retrieval, by
+embeddings and by reading. Networks were trained with augmentation of speed, silence, band, noise and level, as in
+`training.py`; probes and eGeMAPS were fitted on clean clips. The test split is read once, and all systems get the same
+perturbed clips; noise is seeded with the number of the clip. Results are means over seeds with a 95 % bootstrap
+interval over the clips, and changes are paired differences from the clean clips. `perturbations.py` defines the
+perturbations. The table is also saved as Markdown, next to the JSON.
 """
 
 import logging
@@ -41,14 +41,14 @@ SYSTEMS = {
     "wav2vec2_probe": "Wav2Vec2Model, probe", "egemaps_svm": "eGeMAPS + linear SVM",
 }  # fmt: skip
 TITLES = {"unweighted_average_recall": "UAR", "audio_to_text_recall@1": "R@1"}
-# Rows of clips to answers (seeds, N): classes, or the rank of each clip's transcript.
+# Maps rows of clips to answers (seeds, N): classes, or the rank of each clip's transcript.
 System = Callable[[Sequence[dict]], np.ndarray]
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class RobustnessArguments:
-    """Which systems are tried; every list but that of the probes holds seeds of one system."""
+    """Which systems are tested; every list except that of the probes holds seeds of one system."""
 
     models: list[str] = field(default_factory=list, metadata={"help": "Fine-tuned classifiers."})
     compare_models: list[str] = field(default_factory=list, metadata={"help": "Classifiers to compare with."})
@@ -66,12 +66,12 @@ class RobustnessArguments:
             raise ValueError("`--retrieval_models` and `--retrieval_dataset` go together.")
 
     def checkpoints(self) -> list[str]:
-        """All that are named."""
+        """All checkpoints that are named."""
         return list(dict.fromkeys([*self.models, *self.compare_models, *self.probes, *self.retrieval_models]))
 
 
 def perturbed(rows: Sequence[dict], name: str) -> list[dict]:
-    """The rows with their clips perturbed, each by draws of its own number."""
+    """The rows with their clips perturbed, each seeded with its row number."""
     change = PERTURBATIONS[name]
     return [{**row, "audio": change(row["audio"], SAMPLING_RATE, np.random.default_rng(row["row"]))} for row in rows]
 
@@ -80,7 +80,7 @@ def open_all(folders: Sequence[str], kind: type) -> list[tuple]:
     """The models of one kind and their processors.
 
     Raises:
-        ValueError: if one reads another sampling rate than the clips have.
+        ValueError: if one expects a sampling rate other than that of the clips.
     """
     opened: list[tuple] = [load_checkpoint(folder, kind) for folder in folders]
     for folder, (_, processor) in zip(folders, opened, strict=True):
@@ -91,10 +91,10 @@ def open_all(folders: Sequence[str], kind: type) -> list[tuple]:
 
 
 def classifiers(folders: Sequence[str], classes: list[str], batch_size: int) -> System:
-    """Fine-tuned seeds.
+    """A system of fine-tuned seeds.
 
     Raises:
-        ValueError: if they tell other classes than the data set has.
+        ValueError: if their classes are not those of the data set.
     """
     opened = open_all(folders, CalmForSequenceClassification)
     for folder, (model, _) in zip(folders, opened, strict=True):
@@ -142,7 +142,7 @@ def searches(opened: Sequence[tuple[CalmForPreTraining, CalmProcessor]], batch_s
 
 
 def readings(opened: Sequence[tuple[CalmForPreTraining, CalmProcessor]], batch_size: int) -> System:
-    """As [`searches`], by `score_transcripts`."""
+    """Like [`searches`], but by `score_transcripts`."""
 
     def read(rows: Sequence[dict]) -> np.ndarray:
         said = [row["text"] for row in rows]
@@ -175,7 +175,7 @@ def measure(systems: dict[str, System], rows: Sequence[dict], metric: Callable, 
 
 
 def as_table(results: dict) -> str:
-    """A row a perturbation, a column a system: the figure, and its change with the interval."""
+    """One row per perturbation, one column per system: the metric, and its change with the interval."""
     systems = {
         f"{SYSTEMS[name]}, {TITLES[metric]}": found for metric, each in results.items() for name, found in each.items()
     }

@@ -39,19 +39,19 @@ RATES = {
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows of cells, the first of which is the head."""
+    """A Markdown table from rows of cells, the first of which is the header."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def with_interval(interval: dict, sign: str = "") -> str:
-    """An estimate and its interval; `sign="+"` writes that of a difference."""
+    """An estimate and its interval; use `sign="+"` for a difference."""
     numbers = [f"{interval[name]:{sign}.3f}" for name in ("estimate", "low", "high")]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
 def targets_table(rows: list[dict]) -> str:
-    """The figures beside their targets, of `targets.judge`."""
+    """The results and their targets, from `targets.judge`."""
     lines = [["data", "measure", "value", "beside", "target", "outcome"]]
     for row in rows:
         beside = "" if row["baseline"] is None else f"{row['baseline']}: {row['baseline_value']:.3f}"
@@ -68,7 +68,7 @@ def outcome(row: dict) -> str:
 
 
 def space_table(results: dict) -> str:
-    """Retrieval and geometry before and after CALP, of `alignment.py`."""
+    """Retrieval and geometry before and after CALP, from `alignment.py`."""
     head = ["measure", "before CALP", "after CALP"]
     before, after = results["before"], results["after"]
     cells = [[f"{part[name]:.3f}" if name in part else "" for part in (before, after)] for name in SPACE]
@@ -76,7 +76,7 @@ def space_table(results: dict) -> str:
 
 
 def length_table(results: dict) -> str:
-    """Recall over the length of the clips before and after CALP, of `alignment.py`."""
+    """Recall by length of the clips before and after CALP, from `alignment.py`."""
     rows = [["length", "clips", "R@1, before", "R@1, after"]]
     for before, after in zip(results["before"]["by_length"], results["after"]["by_length"], strict=True):
         recall = (with_interval(one["recall@1"]) for one in (before, after))
@@ -85,11 +85,11 @@ def length_table(results: dict) -> str:
 
 
 def emotion_table(results: dict[str, dict], untrained: dict[str, dict]) -> str:
-    """Classifiers beside their baselines, of `evaluate.py`, and what chance would give.
+    """Classifiers and their baselines, from `evaluate.py`, and chance level.
 
     Args:
         results: by the name of the corpus.
-        untrained: likewise, beside classifiers on a randomly initialised SpecTran.
+        untrained: likewise, compared with classifiers on a randomly initialised SpecTran.
     """
     rows = [["data", "system", "UAR", "CALM's gain"]]
     for data, report in results.items():
@@ -104,12 +104,12 @@ def emotion_table(results: dict[str, dict], untrained: dict[str, dict]) -> str:
 
 
 def gain(found: dict) -> str:
-    """What CALM has above a system that it was compared with."""
+    """CALM's gain over a system that it was compared with."""
     return with_interval(found["difference"], "+") if "difference" in found else ""
 
 
 def equal_time_table(results: dict) -> str:
-    """Probes of CALM and of peers, of `probes.py`, and how far each training got, of `pretrain_peers.py`."""
+    """Probes of CALM and of peers, from `probes.py`, and how far each training got, from `pretrain_peers.py`."""
     rows = [["system", "clips it got through", "R@10, validation", "UAR", "CALM's gain"]]
     for name, title in SYSTEMS.items():
         found = results if name == "calm" else results.get(name)
@@ -121,7 +121,7 @@ def equal_time_table(results: dict) -> str:
 
 
 def rates_table(results: dict) -> str:
-    """What each rate carries before and after CALP, and the paired gain in UAR, of `alignment.py`."""
+    """What each rate encodes before and after CALP, and the paired gain in UAR, from `alignment.py`."""
     parts = {part: names for part, names in RATES.items() if part in results}
     rows = [["rate", *(f"{title}, {when}" for title, _ in parts.values() for when in ("before", "after"))]]
     if "emotion_by_rate" in parts:
@@ -139,7 +139,7 @@ def rates_table(results: dict) -> str:
 
 
 def ablations_table(results: dict) -> str:
-    """The base's means, and what each variant differs from them, of `ablations.py`."""
+    """The base's means, and each variant's differences from them, from `ablations.py`."""
     measures = {name: title for name, title in ABLATIONS.items() if name in results["base"]}
     rows = [["variant", *measures.values()], ["base", *(spread(results["base"][name]) for name in measures)]]
     for variant, found in results["variants"].items():
@@ -149,6 +149,6 @@ def ablations_table(results: dict) -> str:
 
 
 def spread(found: dict) -> str:
-    """A mean over seeds and their deviation, which one seed does not have."""
+    """A mean over seeds and their standard deviation, which a single seed does not have."""
     deviation = found["standard_deviation"]
     return f"{found['mean']:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")

@@ -1,7 +1,7 @@
-"""What the results are held against: every target in one place, and how far the figures met it or missed it.
+"""The targets of the results, all in one place, and by how much they were met or missed.
 
-Targets are for the test splits of the corpora named, on speakers that no training saw. They were set before the
-trainings; a missed one stays in the table.
+Targets are for the test splits of the named corpora, on speakers unseen in training. They were set before training; a
+missed one stays in the table.
 """
 
 from typing import NamedTuple
@@ -17,16 +17,16 @@ NAMES = {
 
 
 class Target(NamedTuple):
-    """A figure and what it should reach.
+    """A metric and the value it should reach.
 
     Args:
-        part: kind of results file it stands in.
+        part: kind of results file that contains it.
         data: the corpus.
-        measure: its name there.
-        title: what a reader calls it.
-        least: what it should reach.
-        times: by baseline of the same file, the multiple of it that it should reach.
-        above: systems of the same file than which it should be better: the paired interval excludes 0.
+        measure: its name in that file.
+        title: its display name.
+        least: the value it should reach.
+        times: by baseline in the same file, the multiple of it that it should reach.
+        above: systems in the same file that it should outperform: the paired interval excludes 0.
     """
 
     part: str
@@ -65,7 +65,7 @@ TARGETS = (
 
 
 def judge(results: dict[tuple[str, str], dict]) -> tuple[list[dict], list[str]]:
-    """A row for everything a target asks, and what could not be judged.
+    """A row for each requirement of the targets, and what could not be judged.
 
     Args:
         results: the `results` of each file, by its part and the name of its data.
@@ -92,14 +92,14 @@ def judge(results: dict[tuple[str, str], dict]) -> tuple[list[dict], list[str]]:
 
 
 def _value(baseline: float | dict, measure: str) -> float:
-    """A baseline's figure, which stands by itself or with its interval."""
+    """A baseline's value, given either alone or with its interval."""
     return baseline[f"{measure}_interval"]["estimate"] if isinstance(baseline, dict) else baseline
 
 
 def _row(
     target: Target, found: dict, baseline: str | None, needed: float, wanted: str, difference: dict | None = None
 ) -> dict:
-    """One line of the table; `margin` is how far the figure is above what is needed, negative where it is missed."""
+    """One row of the table; `margin` is how far the value exceeds the target, negative if it is missed."""
     value = found[target.measure]
     margin = difference or {"estimate": value - needed}
     return {

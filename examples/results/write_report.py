@@ -1,14 +1,14 @@
-"""All results of a folder in one file, and their tables in README and model card.
+"""Collect all results of a folder in one file, and write their tables into the README and the model card.
 
     python examples/results/write_report.py --results runs/results
 
-The folder holds the JSON files of `evaluate.py` as `retrieval*.json`, `emotion*.json` and `untrained*.json` (beside
-classifiers on a randomly initialised SpecTran), one a corpus, and those of the scripts beside this one as
-`probes*.json`, `equal_time*.json` (probes beside peers), `robustness*.json`, `alignment*.json` and `ablations*.json`;
-and, of `reproduce.py`, `steps.json` with the seconds each step took and `notes` with the commits. What is not there is
-left out and named. `results.json` gets everything with the commits, the machine and the versions of the libraries, and
-no path of the machine; it is copied beside this script, into `published`, with the figures that show no clips. What
-stands between `<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is written anew.
+The folder holds the JSON files of `evaluate.py` as `retrieval*.json`, `emotion*.json` and `untrained*.json` (compared
+with classifiers on a randomly initialised SpecTran), one per corpus, and those of the other scripts in this folder as
+`probes*.json`, `equal_time*.json` (probes compared with peers), `robustness*.json`, `alignment*.json` and
+`ablations*.json`; and, from `reproduce.py`, `steps.json` with the seconds each step took and `notes` with the commits.
+Missing files are skipped and listed. `results.json` gets everything with the commits, the machine and the library
+versions, but no local paths; it is copied to `published`, next to this script, with the figures that show no clips.
+The text between `<!-- begin results -->` and `<!-- end results -->` in README.md and model_card.md is replaced.
 """
 
 import json
@@ -68,11 +68,11 @@ class ReportArguments:
 
 
 def read_results(folder: Path) -> tuple[dict[tuple[str, str], dict], list[str]]:
-    """The reports by part and name of their data, and the parts of which there is no file.
+    """The reports by part and name of their data, and the parts that have no file.
 
     Raises:
-        ValueError: if the folder holds none, a file is no report, one is not of a test split, or one is of weights
-            that have changed since.
+        ValueError: if the folder holds none, or a file is not a report, not of a test split, or of weights that have
+            changed since.
     """
     found, missing = {}, []
     for part in PARTS:
@@ -100,17 +100,17 @@ def read_results(folder: Path) -> tuple[dict[tuple[str, str], dict], list[str]]:
 
 
 def is_other(folder: str, digest: str) -> bool:
-    """Whether a folder that is still there holds other weights than those of a digest."""
+    """Whether a folder that still exists holds weights other than those of a digest."""
     return Path(folder).is_dir() and weights_digest(folder) != digest
 
 
 def environment() -> dict:
-    """What the figures hold for: commit of the report, machine, versions of the libraries."""
+    """What the results are valid for: commit of the report, machine, library versions."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # of an extra
+        except PackageNotFoundError:  # part of an extra
             continue
     return {
         **code_state(),
@@ -122,7 +122,7 @@ def environment() -> dict:
 
 
 def measured_at(folder: Path, reports: dict[tuple[str, str], dict]) -> dict[str, list[str]]:
-    """The steps of `reproduce.py`, and the ablations, by the state of the code that they ran in."""
+    """The steps of `reproduce.py`, and the ablations, by the state of the code that they ran with."""
     found: dict[str, set[str]] = {}
     for note in folder.glob("notes/*.json"):
         found.setdefault(state_name(json.loads(note.read_text())), set()).add(note.stem.rpartition("-")[0])
@@ -133,9 +133,9 @@ def measured_at(folder: Path, reports: dict[tuple[str, str], dict]) -> dict[str,
 
 
 def tell_trainings(report: dict) -> None:
-    """Add to the systems of an `equal_time` report what their trainings tell, if these are there.
+    """Add details of the trainings to the systems of an `equal_time` report, if available.
 
-    That is how many clips they got through, and their retrieval on validation.
+    These are the number of clips trained on, and retrieval on validation.
     """
     for folder in (*report["arguments"].get("models", []), *report["arguments"].get("peers", [])):
         file = Path(folder) / "results.json"
@@ -148,7 +148,7 @@ def tell_trainings(report: dict) -> None:
 
 
 def without_paths(value: Any, folder: Path) -> Any:
-    """The same JSON with the names of files instead of their places on this machine."""
+    """The same JSON with file names instead of local paths."""
     if isinstance(value, dict):
         return {without_paths(key, folder): without_paths(entry, folder) for key, entry in value.items()}
     if isinstance(value, list):
@@ -160,7 +160,7 @@ def without_paths(value: Any, folder: Path) -> Any:
 
 
 def publish(report: dict, results: Path, published: Path) -> list[str]:
-    """Write results.json and copy the figures without clips to a folder of the repository; their names."""
+    """Write results.json and copy the figures without clips to a folder of the repository; returns their names."""
     published.mkdir(parents=True, exist_ok=True)
     write_json(published / "results.json", report)
     found = [name for name in FIGURES if (results / name).is_file()]
@@ -170,7 +170,7 @@ def publish(report: dict, results: Path, published: Path) -> list[str]:
 
 
 def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
-    """Every table but that of the targets, under a line that says what it shows."""
+    """Every table except that of the targets, under a line that says what it shows."""
     found = []
     emotions, untrained = (
         {data: report["results"] for (part, data), report in reports.items() if part == wanted}
@@ -215,10 +215,10 @@ def sections(reports: dict[tuple[str, str], dict]) -> list[str]:
 
 
 def rewrite(file: Path, content: str) -> None:
-    """Put Markdown between the marks of a file, which stay.
+    """Replace the Markdown between the markers of a file, which stay.
 
     Raises:
-        ValueError: if the file does not have them once.
+        ValueError: if the file does not have them exactly once.
     """
     text = file.read_text(encoding="utf-8")
     blocks = [match for match in BLOCK.finditer(text) if match["name"] == "results"]
