@@ -139,7 +139,6 @@ def test_the_table_and_the_json_are_whole(tmp_path, monkeypatch, capsys):
     assert len(rows) == 2 + len(result["figures"])
 
 
-@pytest.mark.slow
 def test_batches_come_from_audio_and_from_features(tmp_path, minilm_folder):
     """The loaders that are timed are those of `pretrain.py --streaming`."""
     pytest.importorskip("espeakng_loader")

@@ -22,7 +22,7 @@ from training_steps import prepare
 from transformers import AutoTokenizer, BertConfig
 
 from modeling_calm import CalmConfig, CalmForPreTraining
-from processing import CalmFeatureExtractor, CalmProcessor, DataCollatorForCalmPreTraining
+from processing import CalmFeatureExtractor, CalmProcessor, DataCollatorForCalmPreTraining, SeededCollator
 
 sys.path.append(str(Path(__file__).parents[1]))
 import prepare_data  # noqa: E402
@@ -100,7 +100,7 @@ def open_loader(shards: Path, kind: str, arguments: PretrainingArguments, clips:
         mlm_probability=0.0,
         mask_time_prob=0.0,
     )
-    return stream, stream.dataloader(collator, processor, training, max_tokens=None)
+    return stream, stream.dataloader(SeededCollator(collator, training.seed), processor, training, max_tokens=None)
 
 
 def waiting_share(loader, step, steps: int, device: str) -> tuple[float, float]:
