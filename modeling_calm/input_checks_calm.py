@@ -40,7 +40,10 @@ def check_names(call: Callable, keywords: dict[str, Any]) -> None:
 
     Raises:
         TypeError: names the input and the nearest parameter.
+        ValueError: for `inputs_embeds`.
     """
+    if keywords.get("inputs_embeds") is not None:
+        raise ValueError("`inputs_embeds` are made here, of words and acoustic tokens; give `input_ids`.")
     for name, value in keywords.items():
         # Adapter libraries pass arguments that are None.
         if value is not None and name not in TransformersKwargs.__annotations__ and not name.startswith("output_"):

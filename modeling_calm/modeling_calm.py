@@ -167,13 +167,18 @@ class CalmModel(CalmPreTrainedModel):
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Embed transcripts in the aligned space, from word embeddings alone; the language model does not run.
 
         Args:
             input_ids: (B, L).
             attention_mask: (B, L); all by default.
+            token_type_ids: (B, L), as tokenizers return them; word embeddings do not depend on them.
 
         Returns:
             `last_hidden_state` (B, L, E), the centred word embeddings, and `pooler_output` (B, E), L2-normalised.
@@ -340,8 +345,6 @@ class CalmModel(CalmPreTrainedModel):
         """
         if input_ids is None and input_features is None:
             raise ValueError("Give `input_ids`, `input_features` or both.")
-        if kwargs.pop("inputs_embeds", None) is not None:
-            raise ValueError("`inputs_embeds` are made here, of words and acoustic tokens; give `input_ids`.")
         both = input_ids is not None and input_features is not None
         if both and not torch.compiler.is_compiling() and len(input_ids) != len(input_features):
             raise ValueError(
@@ -354,6 +357,7 @@ class CalmModel(CalmPreTrainedModel):
         if not torch.compiler.is_compiling():
             check_names(self.forward, kwargs)
             check_shapes(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        kwargs.pop("inputs_embeds", None)  # adapter libraries pass one that is None
         for name in ("output_hidden_states", "output_attentions"):
             if kwargs.get(name) is None and getattr(self.config, name):  # the language model has its own configuration
                 kwargs[name] = True
