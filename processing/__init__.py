@@ -2,10 +2,11 @@
 
 from .audio import AudioError, load_audio
 from .augmentation import SpecAugment, WaveformAugmentation
-from .collation import DataCollatorForCalmClassification, DataCollatorForCalmPreTraining, SeededCollator
+from .collation import DataCollatorForCalmClassification, DataCollatorForCalmPreTraining
 from .feature_extraction_calm import CalmFeatureExtractor
 from .pipeline_calm import AudioTextClassificationPipeline
 from .processing_calm import CalmProcessor
+from .seeded_collation import SeededCollator
 
 CalmFeatureExtractor.register_for_auto_class()
 CalmProcessor.register_for_auto_class()
